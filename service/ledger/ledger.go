@@ -1,0 +1,285 @@
+// Package ledger keeps every send from the moment it is accepted until long after it is settled, on SQLite
+// or PostgreSQL, and is the meeting point of all replicas.
+//
+// It guarantees that nothing accepted is lost (no call answers before its commit), that an illegal state
+// cannot be stored (CHECK constraints), that every transition is conditional on the state it leaves, that a
+// result number is given out in commit order, and that whatever decides for several replicas is decided on the
+// database's clock, under the company's lock. What a send contains and what Jelou answered are opaque bytes here.
+//
+// Locks are taken in one order: company, queue, share, send; in groups sorted by key. Adds never take a
+// company's lock.
+package ledger
+
+import (
+	"context"
+	"log/slog"
+	"time"
+)
+
+// A Lane is a class of urgency. A company's urgent sends go before its normal ones, those before its bulk ones.
+type Lane int16
+
+// The lanes, in the order in which they are served.
+const (
+	Urgent Lane = 1
+	Normal Lane = 2
+	Bulk   Lane = 3
+)
+
+// A State is where a send stands.
+type State string
+
+// The states of a send. Sent, Failed, Unknown, Cancelled and Expired are final: they carry a result number.
+// Only Unknown may still change, to Sent or Failed.
+const (
+	Scheduled State = "scheduled"
+	Pending   State = "pending"
+	Sending   State = "sending"
+	Sent      State = "sent"
+	Failed    State = "failed"
+	Unknown   State = "unknown"
+	Cancelled State = "cancelled"
+	Expired   State = "expired"
+)
+
+// Final reports whether a send in this state has its result.
+func (s State) Final() bool {
+	switch s {
+	case Sent, Failed, Unknown, Cancelled, Expired:
+		return true
+	}
+	return false
+}
+
+// OnUnknown is the caller's written choice for a send of which nobody can say whether it left.
+type OnUnknown int16
+
+// The choices. Hold leaves the send Unknown until evidence or a person settles it; Retry sends it again once the
+// lease of the lost attempt has ended; Fail calls it Failed.
+const (
+	Hold  OnUnknown = 0
+	Retry OnUnknown = 1
+	Fail  OnUnknown = 2
+)
+
+// NewSend is a send to be accepted. Times are microseconds on the database's clock, zero is "none".
+type NewSend struct {
+	Company int64
+	Lane    Lane
+	Caller  string
+	Weight  int // of the caller's share of the lane; zero is 1
+
+	Bot       string
+	Recipient string // empty: outside the order per recipient (a notification with several destinations)
+	Kind      string
+	Labels    string // JSON object; empty is none
+	Body      []byte
+
+	RequestID   string // empty: not deduplicated
+	Hash        []byte // of the content, compared when RequestID or (Queue, Pos) is met again
+	HashVersion int16
+
+	Queue    int64 // the batch's queue; zero is the caller's queue of loose sends in the lane
+	Pos      int64 // the item's number in its batch; given by the ledger for loose sends
+	Uploader int64 // the batch's uploader epoch that this item came through; zero is not checked
+
+	DueAt      int64         // scheduled until then; zero is at once
+	ExpireAt   int64         // not sent after this time; zero is no such time
+	ExpireIn   time.Duration // the same as a span from now on the database's clock; the earlier of the two counts
+	OwnerBound bool          // expires when this replica dies: somebody is waiting here and nobody could ask again
+	OnUnknown  OnUnknown
+	ReplayOf   ID // the send that this one repeats; zero is none
+
+	// Final stores the send as already failed: a bad item of a batch takes its number and has its result.
+	Final *Final
+}
+
+// Final is the result of a send that is stored as Failed.
+type Final struct {
+	Reason string
+	Result []byte
+}
+
+// Added is the answer to one NewSend.
+type Added struct {
+	Send   Send  // the stored row: the new one, or the one that was met; without Body
+	Joined bool  // Send was there before: same request id, or same place in the batch, same content
+	Err    error // ErrRequestIDReused, ErrSequenceMismatch, ErrSealed, ErrStreamReplaced, ErrNotFound; this one was not stored
+}
+
+// Send is a stored send. Times are microseconds on the database's clock, zero is "none".
+type Send struct {
+	ID     ID
+	Lane   Lane
+	Caller string
+	Batch  bool // its queue is a batch
+
+	Bot       string
+	Recipient string
+	Kind      string
+	Labels    string
+	Body      []byte // only in a claim
+
+	RequestID   string
+	Hash        []byte
+	HashVersion int16
+
+	State     State // as it reads: what waits in a cancelled queue is Cancelled
+	Parked    Parked
+	Attempt   int   // requests started, without those that a 429 gave back
+	Claim     int64 // number of the latest claim
+	OnUnknown OnUnknown
+	Owner     string // the replica whose end expires it
+	Resolved  bool   // settled by a person or a delivery event; its claimant has no say any more
+
+	Reason   string
+	Result   []byte
+	ResultNo int64 // its place among the results of its queue
+	ReplayOf ID
+
+	AcceptedAt int64
+	DueAt      int64
+	ExpireAt   int64
+	LeaseUntil int64
+	SentAt     int64
+	SettledAt  int64
+}
+
+// Parked says why a pending send is not looked at by claims.
+type Parked int16
+
+// The reasons. BusyRecipient ends with the settle that frees the recipient, Backoff at DueAt.
+const (
+	NotParked     Parked = 0
+	BusyRecipient Parked = 1
+	Backoff       Parked = 2
+)
+
+// MaxClaimCompanies is the largest number of companies that one Claim looks at.
+const MaxClaimCompanies = 25
+
+// View is what a claim finds in one company. It is shown under the company's lock.
+type View struct {
+	Company int64
+	Now     int64  // database time, read after the lock
+	ClaimNo int64  // the number that a claim made now gets
+	Pace    []byte // as stored; nil for a company that never had any
+	Heads   []Head // at most one per lane, in lane order: what each lane would send next
+}
+
+// Head is the send that a lane would send next.
+type Head struct {
+	Send  Send // without Body
+	Share Tag  // of the caller among the callers of the lane
+	Queue Tag  // of the queue among the caller's queues in the lane
+}
+
+// Tag is a place in a fair order. The next one served is the one with the smallest Start; being served from S =
+// max(Virtual, Start) sets Virtual to S and Start to S + a unit divided by Weight.
+type Tag struct {
+	Start   int64
+	Virtual int64 // of the whole that the share or queue is a part of
+	Weight  int
+}
+
+// Choice is the answer to a View.
+type Choice struct {
+	Lane  Lane   // whose head to claim; zero claims nothing
+	Pace  []byte // stored when not nil, claimed or not
+	Share Tag    // new Start and Virtual of the claimed head's share
+	Queue Tag    // the same of its queue
+}
+
+// Claim is what came of one company in a call of Ledger.Claim.
+type Claim struct {
+	Company int64
+	Send    *Send // claimed, with Body; nil when nothing was
+	Busy    bool  // somebody else has the company's lock; look again in a moment
+	More    bool  // the bound on work per claim was reached before every lane's head was found; look again at once
+	Rewound bool  // its claim number is lower than one seen before: the ledger went back in time, nothing is claimed
+	Held    bool  // the ledger is held until a person releases it
+}
+
+// Settlement is the end of one claimed attempt.
+type Settlement struct {
+	ID    ID
+	Claim int64
+
+	// State is Sent, Failed, Unknown or, where the request never left or may be repeated, Pending.
+	State  State
+	Reason string
+	Result []byte
+
+	// For Pending: Backoff keeps it from being claimed for so long, AfterLease at least until its lease has
+	// ended, Uncounted takes the attempt back.
+	Backoff    time.Duration
+	AfterLease bool
+	Uncounted  bool
+
+	SentAgo time.Duration // how long ago the request was written; negative: it never was
+
+	// Pace gets the company's pace bytes and the database's time under the company's lock and returns what to
+	// store; nil leaves them. It runs also when the send was settled otherwise meanwhile. It may run again
+	// when a transaction is repeated.
+	Pace func(now int64, pace []byte) []byte
+}
+
+// Config says where the ledger is. Exactly one of Path and URL is set.
+type Config struct {
+	Path string // SQLite file, created when missing; one process at a time
+	URL  string // PostgreSQL connection string
+
+	// ListenURL is for the connections of LISTEN and NOTIFY, where URL leads through a pooler; empty is URL.
+	ListenURL string
+
+	// Replica is unique to this run of this process. Required.
+	Replica string
+
+	Connections int           // in the pool for PostgreSQL, reading for SQLite; zero is 16 and 4
+	OwnerLease  time.Duration // how long a silent replica's own sends live on; zero is 10 s
+	MaxAttempts int           // attempts of a Retry send whose claimant vanished; zero is 5
+
+	Logger *slog.Logger // nil logs nothing
+}
+
+// Backlog counts what waits in one caller's share of a lane.
+type Backlog struct {
+	Lane      Lane
+	Caller    string
+	Waiting   int64 // pending in open queues
+	Paused    int64 // pending in paused queues
+	Scheduled int64
+	Sending   int64
+}
+
+// Totals counts sends by how they read. Accepted is the sum of the others.
+type Totals struct {
+	Accepted, Waiting, Sent, Failed, Unknown, Cancelled, Expired int64
+}
+
+// Ledger is an open ledger. Its methods may be called from any goroutine.
+//
+//	Open(ctx, Config) (*Ledger, error)
+//	Run(ctx) error                       renews the replica's lease, moves due sends, expires, wakes; until ctx ends
+//	Close() error
+//	Company(ctx, name) (int64, error)    the id of a company, created when missing
+//	Add(ctx, []NewSend) ([]Added, error)
+//	Claim(ctx, companies, lease, decide func(View) Choice) ([]Claim, error)
+//	Settle(ctx, Settlement) (Send, error)                   the row as it stands after it
+//	UpdatePace(ctx, company, func(now int64, pace []byte) []byte) error
+//	ReadPace(ctx, company) (now int64, pace []byte, err error)
+//	Get(ctx, ID) (Send, error)
+//	FindByRequestID(ctx, company, caller, requestID) (Send, error)
+//	Expire(ctx, ID) (Send, bool, error)   false: it was claimed or settled before; Send says what it is
+//	Cancel(ctx, ID) (Send, bool, error)
+//	Resolve(ctx, ID, State, reason string) (Send, bool, error)
+//	Wait(ctx, ID) (Send, error)           returns when final
+//	Subscribe(company, queue) (<-chan struct{}, func())   a signal after new results of a queue; and its end
+//	Wakes() <-chan []int64                companies with new due work, merged while nobody reads
+//	Ready(ctx) ([]int64, error)           all companies that may have due work
+//	Count(ctx, company) ([]Backlog, error)
+//	Totals(ctx) (Totals, error)
+//	CheckInvariant(ctx) error
+type api interface {
+	Claim(ctx context.Context, companies []int64, lease time.Duration, decide func(View) Choice) ([]Claim, error)
+}
