@@ -70,7 +70,6 @@ func (b *Budget) walk(w *walk) {
 	}
 	w.trips(&b.reply)
 	w.trips(&b.ack)
-	number(w, &b.trip)
 	number(w, &b.excess)
 	w.flag(&b.onAck)
 	number(w, &b.cost)
@@ -88,6 +87,9 @@ func (w *walk) trips(t *trips) {
 	w.time(&t.since)
 	number(w, &t.fastest)
 	number(w, &t.before)
+	number(w, &t.count)
+	number(w, &t.counted)
+	number(w, &t.mean)
 }
 
 func (w *walk) pause(p *pause) {

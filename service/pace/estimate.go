@@ -75,9 +75,9 @@ func (b *Budget) starts(r rule, l Lane) []Time {
 	switch b.pause.probe {
 	case probeDue:
 		from = max(from, b.pause.until)
-		rest = from + b.trip
+		rest = from + b.reply.mean
 	case probeOut:
-		from += b.trip
+		from += b.reply.mean
 		rest = from
 	}
 	next := from

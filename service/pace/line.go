@@ -110,9 +110,9 @@ func (l *Line) Advance(to Time, report func(Event)) {
 		switch {
 		case first >= 0 && l.flying[first].lands <= min(turn.At, to):
 			l.land(first)
-		case turn.Lane != 0 && turn.At <= to:
+		case turn.At != Never && turn.At <= to:
 			l.now = turn.At
-			l.start(report)
+			l.start(turn, report)
 		default:
 			if to != Never {
 				l.now = max(l.now, to)
@@ -150,11 +150,7 @@ func (l *Line) land(i int) {
 
 // start sends the head of the lane whose turn it is. One that has expired is
 // dropped instead, and costs neither a slot nor its share's turn.
-func (l *Line) start(report func(Event)) {
-	turn := l.budget.Next(l.cfg.Pace, l.now, l.waiting())
-	if turn.Lane == 0 || turn.At > l.now {
-		return
-	}
+func (l *Line) start(turn Turn, report func(Event)) {
 	lane := &l.lanes[turn.Lane]
 	if s := lane.head(); s.Expire != 0 && s.Expire <= l.now {
 		lane.pop(false)

@@ -13,7 +13,7 @@
 //
 // E is when evidence that the request had arrived was seen (its answer, or the
 // acknowledgement of its connection), credit the fastest trip seen in the last
-// ten minutes, from sending to evidence. Without evidence the slot is kept until
+// ten minutes, from sending to evidence, or less while few were seen. Without evidence the slot is kept until
 // the claim's lease has ended, and W and the margin longer.
 //
 // # Why no window holds more than N
@@ -154,7 +154,6 @@ type Budget struct {
 	slots []slot
 
 	reply, ack trips
-	trip       Time // mean of replies' trips
 	excess     Time // mean of what a slot is taken for, less the window
 
 	// Evidence AUTO.
@@ -234,8 +233,8 @@ func (b *Budget) enter(cfg Config, now Time) rule {
 	if maxCredit == 0 {
 		maxCredit = window / 2
 	}
-	r.replyCred = min(b.reply.least(now), maxCredit)
-	r.ackCred = min(b.ack.least(now), maxCredit)
+	r.replyCred = min(b.reply.credit(now), maxCredit)
+	r.ackCred = min(b.ack.credit(now), maxCredit)
 	r.gap = Time(spreadShare * float64(window) / float64(r.requests))
 	for len(b.slots) < r.requests {
 		b.slots = append(b.slots, slot{})
@@ -387,7 +386,7 @@ func (b *Budget) Status(cfg Config, now Time) Status {
 	st := Status{
 		Requests: r.requests, Allowed: r.allowed, Next: b.open(r),
 		Probing: b.pause.probe == probeOut,
-		Margin:  span(r.margin), Credit: span(r.replyCred), Trip: span(b.trip),
+		Margin:  span(r.margin), Credit: span(r.replyCred), Trip: span(b.reply.mean),
 	}
 	if b.acks(r) {
 		st.Evidence, st.Credit = EvidenceTransport, span(r.ackCred)

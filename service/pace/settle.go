@@ -104,34 +104,55 @@ func mean(old, sample Time) Time {
 // trips remembers the fastest trip of the last five to ten minutes: of the five
 // minutes that began at since, and of the five before.
 type trips struct {
-	since, fastest, before Time
+	since           Time
+	fastest, before Time
+	count, counted  int64 // how many trips each of them was the fastest of
+	mean            Time
 }
 
-const tripsKept = 5 * 60 * 1_000_000
+const tripsKept = 300 * second
+
+// A minimum of n varied trips is not yet the fastest there is: the next record is
+// expected to be lower by about their spread over n. Taking off several times
+// that makes a record that costs a window rare (one in e^10 where trips are
+// spread evenly), and costs little once many were seen.
+const (
+	tripsDoubt = 20
+	tripsLeast = 16 // below that there is no credit
+)
 
 func (t *trips) see(now, trip Time) {
 	switch age := now - t.since; {
 	case age >= 2*tripsKept:
 		*t = trips{since: now}
 	case age >= tripsKept:
-		*t = trips{since: t.since + tripsKept, before: t.fastest}
+		*t = trips{since: t.since + tripsKept, before: t.fastest, counted: t.count, mean: t.mean}
 	}
 	if t.fastest == 0 || trip < t.fastest {
 		t.fastest = trip
 	}
+	t.count++
+	t.mean += (trip - t.mean) / Time(min(t.count+t.counted, meanOf))
 }
 
-// least is the fastest trip, zero when none is known: then there is no credit.
-func (t *trips) least(now Time) Time {
+// least is the fastest trip, and of how many; zero when none is known.
+func (t *trips) least(now Time) (trip Time, of int64) {
 	switch age := now - t.since; {
 	case age >= 2*tripsKept:
-		return 0
+		return 0, 0
 	case age >= tripsKept || t.before == 0:
-		return t.fastest
-	case t.fastest == 0:
-		return t.before
+		return t.fastest, t.count
 	}
-	return min(t.fastest, t.before)
+	return min(t.fastest, t.before), t.count + t.counted
+}
+
+// credit is as much of the fastest trip as can be relied on.
+func (t *trips) credit(now Time) Time {
+	trip, of := t.least(now)
+	if of < tripsLeast {
+		return 0
+	}
+	return max(0, trip-tripsDoubt*max(0, t.mean-trip)/Time(of))
 }
 
 // learn takes a reply's trips into account. A faster one than any before
@@ -143,15 +164,16 @@ func (b *Budget) learn(r *rule, reply Reply) {
 	}
 	if trip > 0 {
 		b.reply.see(r.now, trip)
-		b.trip = mean(b.trip, trip)
-		r.replyCred = min(r.replyCred, b.reply.least(r.now))
+		r.replyCred = min(r.replyCred, b.reply.credit(r.now))
 	}
 	if ack > 0 {
 		b.ack.see(r.now, ack)
-		r.ackCred = min(r.ackCred, b.ack.least(r.now))
+		r.ackCred = min(r.ackCred, b.ack.credit(r.now))
 	}
 	if trip > 0 && ack > 0 {
-		b.weigh(*r, (trip-b.reply.least(r.now))-(ack-b.ack.least(r.now)))
+		reply, _ := b.reply.least(r.now)
+		acked, _ := b.ack.least(r.now)
+		b.weigh(*r, (trip-reply)-(ack-acked))
 	}
 }
 
