@@ -12,7 +12,13 @@ package ledger
 
 import (
 	"context"
+	"database/sql"
+	"errors"
+	"hash/crc32"
 	"log/slog"
+	"os"
+	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -258,28 +264,112 @@ type Totals struct {
 }
 
 // Ledger is an open ledger. Its methods may be called from any goroutine.
-//
-//	Open(ctx, Config) (*Ledger, error)
-//	Run(ctx) error                       renews the replica's lease, moves due sends, expires, wakes; until ctx ends
-//	Close() error
-//	Company(ctx, name) (int64, error)    the id of a company, created when missing
-//	Add(ctx, []NewSend) ([]Added, error)
-//	Claim(ctx, companies, lease, decide func(View) Choice) ([]Claim, error)
-//	Settle(ctx, Settlement) (Send, error)                   the row as it stands after it
-//	UpdatePace(ctx, company, func(now int64, pace []byte) []byte) error
-//	ReadPace(ctx, company) (now int64, pace []byte, err error)
-//	Get(ctx, ID) (Send, error)
-//	FindByRequestID(ctx, company, caller, requestID) (Send, error)
-//	Expire(ctx, ID) (Send, bool, error)   false: it was claimed or settled before; Send says what it is
-//	Cancel(ctx, ID) (Send, bool, error)
-//	Resolve(ctx, ID, State, reason string) (Send, bool, error)
-//	Wait(ctx, ID) (Send, error)           returns when final
-//	Subscribe(company, queue) (<-chan struct{}, func())   a signal after new results of a queue; and its end
-//	Wakes() <-chan []int64                companies with new due work, merged while nobody reads
-//	Ready(ctx) ([]int64, error)           all companies that may have due work
-//	Count(ctx, company) ([]Backlog, error)
-//	Totals(ctx) (Totals, error)
-//	CheckInvariant(ctx) error
-type api interface {
-	Claim(ctx context.Context, companies []int64, lease time.Duration, decide func(View) Choice) ([]Claim, error)
+type Ledger struct {
+	db       *sql.DB // PostgreSQL; on SQLite the connections that read
+	postgres bool
+	dialect  *dialect
+	replica  string
+	stripe   int64
+	log      *slog.Logger
+
+	ownerLease  time.Duration
+	maxAttempts int
+
+	// SQLite only.
+	lock    *os.File
+	writeDB *sql.DB
+	write   chan *sqliteWriter
+
+	adds, bulkAdds *group[*addition]
+	changes        *group[*change]
+	loose          sync.Map // looseKey -> queue id, of those known to exist
+	claimNos       sync.Map // company -> *atomic.Int64, the highest claim number seen
+
+	hub     *hub
+	notify  *notifier     // nil where there is only one process
+	nudge   chan struct{} // tells Run that something became due sooner
+	failing sync.Map      // what goes wrong in the background at the moment
+	commits atomic.Int64
+	skew    atomic.Int64 // the database's clock less this process's, as last seen
+
+	stop   context.CancelFunc
+	ending sync.WaitGroup
+}
+
+// Open opens the ledger, migrates it and registers the replica. Close it.
+func Open(ctx context.Context, c Config) (*Ledger, error) {
+	if (c.Path == "") == (c.URL == "") {
+		return nil, errors.New("ledger: exactly one of Path and URL is needed")
+	}
+	if c.Replica == "" {
+		return nil, errors.New("ledger: Replica is needed")
+	}
+	l := &Ledger{
+		postgres: c.URL != "", dialect: newSQLiteDialect(), replica: c.Replica,
+		log: c.Logger, ownerLease: c.OwnerLease, maxAttempts: c.MaxAttempts, hub: newHub(), nudge: make(chan struct{}, 1),
+	}
+	if l.log == nil {
+		l.log = slog.New(slog.DiscardHandler)
+	}
+	if l.ownerLease == 0 {
+		l.ownerLease = 10 * time.Second
+	}
+	if l.maxAttempts == 0 {
+		l.maxAttempts = 5
+	}
+	open := l.openSQLite
+	if l.postgres {
+		l.dialect, open = newPostgresDialect(), l.openPostgres
+	}
+	l.stripe = int64(crc32.ChecksumIEEE([]byte(c.Replica)) % l.dialect.stripes)
+	if err := open(ctx, c); err != nil {
+		l.closeDatabase()
+		return nil, l.classify(ctx, err)
+	}
+	if err := l.renew(ctx); err != nil {
+		l.closeDatabase()
+		return nil, err
+	}
+	l.start(c)
+	return l, nil
+}
+
+// start starts what works in the background for as long as the ledger is open.
+func (l *Ledger) start(c Config) {
+	ctx, stop := context.WithCancel(context.Background())
+	l.stop = stop
+	l.adds = newGroup(addGroupSize, l.commitAdds)
+	l.bulkAdds = newGroup(addGroupSize, l.commitAdds)
+	l.changes = newGroup(changeGroupSize, l.commitChanges)
+	for _, run := range []func(context.Context){l.adds.run, l.bulkAdds.run, l.changes.run} {
+		l.ending.Go(func() { run(ctx) })
+	}
+}
+
+// Close ends the replica's lease, so that its own sends expire, and closes the database. Calls that are still running
+// get ErrClosed.
+func (l *Ledger) Close() error {
+	l.stop()
+	l.ending.Wait()
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	err := l.leave(ctx)
+	return errors.Join(err, l.closeDatabase())
+}
+
+func (l *Ledger) closeDatabase() error {
+	var errs []error
+	if l.db != nil {
+		errs = append(errs, l.db.Close())
+	}
+	if l.write != nil {
+		errs = append(errs, (<-l.write).conn.Close())
+	}
+	if l.writeDB != nil {
+		errs = append(errs, l.writeDB.Close())
+	}
+	if l.lock != nil {
+		errs = append(errs, l.lock.Close()) // and with it the lock
+	}
+	return errors.Join(errs...)
 }

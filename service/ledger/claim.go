@@ -1,0 +1,521 @@
+package ledger
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// Rows, queues and shares that one transaction passes over while it looks for heads.
+	claimSteps = 128
+	// Rows of a queue that are looked at together once its first one turned out to be blocked.
+	claimChunk = 32
+	// Lapsed leases that one transaction settles.
+	claimLapses = 32
+	// A position may be committed after a higher one. A queue's hint moves only past sends that are older than any add
+	// in flight, and is not believed for longer than this.
+	settledAge = 10 * time.Second
+	lookAgain  = 5 * time.Second
+)
+
+// Claim looks at up to MaxClaimCompanies companies that nobody else is looking at, shows decide what each would send
+// next, and claims what it chooses, all in one transaction. decide must be quick and may be called again. The
+// claimant counts the lease from before it called. What stands in the way is dealt with: leases that lapsed are
+// settled, sends whose time or owner is gone expire, those whose recipient is busy are parked.
+func (l *Ledger) Claim(ctx context.Context, companies []int64, lease time.Duration, decide func(View) Choice) ([]Claim, error) {
+	if len(companies) > MaxClaimCompanies {
+		return nil, fmt.Errorf("ledger: a claim looks at %d companies at most", MaxClaimCompanies)
+	}
+	companies = slices.Compact(slices.Sorted(slices.Values(companies)))
+	var c *claiming
+	err := l.transact(ctx, func(t *tx) error {
+		c = &claiming{ground: newGround(t), lease: micros(lease), steps: claimSteps, heads: map[int64]*[Bulk + 1]*head{}}
+		return c.run(companies, decide)
+	})
+	var lost *commitLostError
+	if errors.As(err, &lost) {
+		err = l.findClaimed(ctx, c, lost)
+	}
+	if err != nil {
+		return nil, err
+	}
+	l.publish(c.ground)
+	for _, claim := range c.out {
+		if claim.Send != nil {
+			l.seeClaim(claim.Company, claim.Send.Claim)
+		}
+	}
+	return c.out, nil
+}
+
+// claiming is the state of one run of the transaction.
+type claiming struct {
+	*ground
+	lease int64
+	steps int
+	// Hints of queues that were looked at from the beginning since then are believed.
+	believe int64
+	heads   map[int64]*[Bulk + 1]*head // by company and lane
+	more    map[int64]bool
+	lapsed  []*record
+	stale   []*record
+	wrote   bool
+	out     []Claim
+}
+
+// head is a send that may be claimed, and where it was found.
+type head struct {
+	record
+	share    Tag // without Virtual, which is the company's
+	queue    Tag
+	headPos  int64
+	lookedAt int64
+	busy     bool // another send to its recipient is on its way
+	stale    bool // its time or its owner is gone
+}
+
+// headColumns come after recordColumns; the same conditions stand in headFits.
+const headColumns = `, q.weight, q.start_tag, q.head_pos, q.looked_at,
+	CASE WHEN s.recipient <> '' AND EXISTS (SELECT 1 FROM send b WHERE b.company = s.company AND b.bot = s.bot AND b.recipient = s.recipient
+		AND (b.state = 'sending' OR b.parked = 2) AND b.recipient <> '' AND (b.lane = 1) = (s.lane = 1)) THEN 1 ELSE 0 END,
+	CASE WHEN s.expire_at <= {now} OR (s.owner IS NOT NULL AND NOT EXISTS (SELECT 1 FROM replica r WHERE r.id = s.owner AND r.alive_until > {now})) THEN 1 ELSE 0 END`
+
+func (h *head) scanHead(scan scanFunc, more ...any) error {
+	columns := []any{&h.queue.Weight, &h.queue.Start, &h.headPos, &h.lookedAt, flag{&h.busy}, flag{&h.stale}}
+	return h.scan(scan, append(columns, more...)...)
+}
+
+// lookQuery finds the first send of the first queue of the first share of each lane. Each first is a scalar
+// sub-select, which ends at one row of an index: a join with ORDER BY would sort the whole queue.
+const lookQuery = `SELECT ` + recordColumns + headColumns + `, sh.weight, sh.start_tag, sh.queue_virtual
+	FROM (SELECT f.company, f.lane, f.caller,
+			(SELECT u.id FROM queue u WHERE u.company = f.company AND u.lane = f.lane AND u.caller = f.caller
+				AND u.state = 'open' AND u.ready = 1 ORDER BY u.start_tag, u.id LIMIT 1) AS queue
+		FROM (SELECT c.id AS company, n.lane AS lane,
+				(SELECT x.caller FROM share x WHERE x.company = c.id AND x.lane = n.lane AND x.ready = 1
+					ORDER BY x.start_tag, x.caller LIMIT 1) AS caller
+			FROM company c CROSS JOIN (SELECT 1 AS lane UNION ALL SELECT 2 UNION ALL SELECT 3) n
+			WHERE c.id {in 1}) f
+		WHERE f.caller IS NOT NULL) p
+	JOIN share sh ON sh.company = p.company AND sh.lane = p.lane AND sh.caller = p.caller
+	JOIN queue q ON q.company = p.company AND q.id = p.queue
+	JOIN send s ON s.company = q.company AND s.queue = q.id AND s.pos = (
+		SELECT y.pos FROM send y WHERE y.company = q.company AND y.queue = q.id AND y.state = 'pending' AND y.parked = 0
+			AND y.pos >= CASE WHEN q.looked_at < $2 THEN 0 ELSE q.head_pos END
+		ORDER BY y.pos LIMIT 1)`
+
+func (c *claiming) run(companies []int64, decide func(View) Choice) error {
+	c.more = map[int64]bool{}
+	c.believe = c.t.l.aboutNow() - micros(lookAgain)
+	waiting, err := c.look(companies)
+	if err != nil {
+		return err
+	}
+	for _, id := range companies {
+		if c.claimable(id) {
+			for _, lane := range waiting[id] {
+				if h := c.heads[id][lane]; h == nil || h.busy || h.stale {
+					if err := c.search(id, lane); err != nil {
+						return err
+					}
+				}
+			}
+		}
+	}
+	if err := c.clear(); err != nil {
+		return err
+	}
+	var picks []*pick
+	for _, id := range companies {
+		p, err := c.answer(id, decide)
+		if err != nil {
+			return err
+		}
+		if p != nil {
+			picks = append(picks, p)
+		}
+	}
+	if !c.wrote {
+		return errRollback
+	}
+	return c.claim(picks)
+}
+
+// claimable reports whether the company is locked here and may be claimed from.
+func (c *claiming) claimable(company int64) bool {
+	row := c.companies[company]
+	return row != nil && !row.held && !c.t.l.rewound(company, row.claimNo)
+}
+
+// look locks the companies, finds each lane's first send and says which lanes have anything.
+func (c *claiming) look(companies []int64) (map[int64][]Lane, error) {
+	waiting := map[int64][]Lane{}
+	list := c.t.l.dialect.list(companies)
+	c.lockCompanies(lockCompaniesSkip, companies)
+	c.t.read(`SELECT DISTINCT company, lane FROM share WHERE company {in 1} AND ready = 1 ORDER BY company, lane`, func(scan scanFunc) error {
+		var id int64
+		var lane Lane
+		err := scan(&id, &lane)
+		waiting[id] = append(waiting[id], lane)
+		return err
+	}, list)
+	c.t.read(lookQuery, func(scan scanFunc) error {
+		h := &head{}
+		err := h.scanHead(scan, &h.share.Weight, &h.share.Start, &h.queue.Virtual)
+		c.setHead(h)
+		return err
+	}, list, c.believe)
+	c.t.read(`SELECT `+recordColumns+fromRecord+`WHERE s.company {in 1} AND s.state = 'sending' AND s.lease_until <= {now}
+		ORDER BY s.company, s.lease_until LIMIT $2`, func(scan scanFunc) error {
+		r := &record{}
+		err := r.scan(scan)
+		c.lapsed = append(c.lapsed, r)
+		return err
+	}, list, claimLapses)
+	return waiting, c.t.flush()
+}
+
+func (c *claiming) setHead(h *head) {
+	lanes := c.heads[h.ID.Company]
+	if lanes == nil {
+		lanes = &[Bulk + 1]*head{}
+		c.heads[h.ID.Company] = lanes
+	}
+	lanes[h.Lane] = h
+}
+
+// search goes through a lane's shares and their queues in their order until it finds a send that may be claimed. What it
+// passes over it parks, lets expire or switches off, so that no claim passes over it again.
+func (c *claiming) search(company int64, lane Lane) error {
+	if h := c.heads[company]; h != nil {
+		h[lane] = nil
+	}
+	share, caller := int64(-1), ""
+	for c.spend(company) {
+		var tag Tag
+		found := false
+		c.t.read(`SELECT caller, start_tag, weight, queue_virtual FROM share
+			WHERE company = $1 AND lane = $2 AND ready = 1 AND (start_tag, caller) > ($3, $4) ORDER BY start_tag, caller LIMIT 1`,
+			func(scan scanFunc) error {
+				found = true
+				return scan(&caller, &tag.Start, &tag.Weight, &tag.Virtual)
+			}, company, lane, share, caller)
+		if err := c.t.flush(); err != nil || !found {
+			return err
+		}
+		share = tag.Start
+		if done, err := c.searchShare(company, lane, caller, tag); err != nil || done {
+			return err
+		}
+	}
+	return nil
+}
+
+// spend takes one step of the bound on a transaction's work.
+func (c *claiming) spend(company int64) bool {
+	if c.steps <= 0 {
+		c.more[company] = true
+		return false
+	}
+	c.steps--
+	return true
+}
+
+// searchShare goes through the queues of a share. It reports whether the search is over.
+func (c *claiming) searchShare(company int64, lane Lane, caller string, share Tag) (bool, error) {
+	start, id := int64(-1), int64(0)
+	any := false
+	for c.spend(company) {
+		var q head
+		found := false
+		c.t.read(`SELECT id, start_tag, head_pos, looked_at FROM queue
+			WHERE company = $1 AND lane = $2 AND caller = $3 AND state = 'open' AND ready = 1 AND (start_tag, id) > ($4, $5)
+			ORDER BY start_tag, id LIMIT 1`, func(scan scanFunc) error {
+			found = true
+			return scan(&id, &start, &q.headPos, &q.lookedAt)
+		}, company, lane, caller, start, id)
+		if err := c.t.flush(); err != nil {
+			return false, err
+		}
+		if !found {
+			if any {
+				return false, nil
+			}
+			return false, c.switchOffShare(company, lane, caller)
+		}
+		off, done, err := c.searchQueue(QueueID{company, id}, &q, share)
+		if err != nil || done {
+			return done, err
+		}
+		any = any || !off
+	}
+	return true, nil
+}
+
+// searchQueue goes through the sends of a queue. It reports whether it switched the queue off, and whether the search
+// is over.
+func (c *claiming) searchQueue(id QueueID, q *head, share Tag) (off, over bool, err error) {
+	from := q.headPos
+	if q.lookedAt < c.believe {
+		from = 0
+	}
+	for c.spend(id.Company) {
+		var rows []*head
+		c.t.read(`SELECT `+recordColumns+headColumns+fromRecord+`WHERE s.company = $1 AND s.queue = $2 AND s.state = 'pending' AND s.parked = 0 AND s.pos >= $3
+			ORDER BY s.pos LIMIT $4`, func(scan scanFunc) error {
+			h := &head{}
+			rows = append(rows, h)
+			return h.scanHead(scan)
+		}, id.Company, id.Queue, from, claimChunk)
+		if err := c.t.flush(); err != nil {
+			return false, false, err
+		}
+		if len(rows) == 0 {
+			if from > 0 {
+				from = 0 // the hint may have left one behind
+				continue
+			}
+			off, err := c.switchOffQueue(id)
+			return off, false, err
+		}
+		for _, h := range rows {
+			switch {
+			case h.stale:
+				c.stale = append(c.stale, &h.record)
+				c.more[id.Company] = true
+			case h.busy:
+				c.park(h)
+			default:
+				h.share, h.queue.Virtual = share, share.Virtual
+				c.setHead(h)
+				return false, true, nil
+			}
+		}
+		c.steps -= len(rows)
+		from = rows[len(rows)-1].ID.Pos + 1
+	}
+	return false, true, nil
+}
+
+// park lets a send wait until its recipient is free. Whoever frees the recipient waits for this company's lock, so
+// it sees the parked send.
+func (c *claiming) park(h *head) {
+	c.wrote = true
+	c.t.writeOne(`UPDATE send SET parked = 1 WHERE company = $1 AND queue = $2 AND pos = $3 AND state = 'pending' AND parked = 0`,
+		h.ID.Company, h.ID.Queue, h.ID.Pos)
+}
+
+// switchOffQueue keeps an empty queue from being looked at. An add that is not committed yet holds the queue, and
+// then it stays on; one that comes later waits, sees it off and switches it on.
+func (c *claiming) switchOffQueue(id QueueID) (bool, error) {
+	mine, empty := false, true
+	c.t.read(`SELECT id FROM queue WHERE company = $1 AND id = $2 {all skip}`, yes(&mine), id.Company, id.Queue)
+	c.t.read(`SELECT pos FROM send WHERE company = $1 AND queue = $2 AND state = 'pending' AND parked = 0 ORDER BY pos LIMIT 1`,
+		func(scanFunc) error { empty = false; return nil }, id.Company, id.Queue)
+	if err := c.t.flush(); err != nil || !mine || !empty {
+		return false, err
+	}
+	c.wrote = true
+	c.t.writeOne(`UPDATE queue SET ready = 0 WHERE company = $1 AND id = $2`, id.Company, id.Queue)
+	return true, nil
+}
+
+// switchOffShare does the same with a share that has no queue to look at.
+func (c *claiming) switchOffShare(company int64, lane Lane, caller string) error {
+	mine, ready := false, false
+	c.t.read(`SELECT caller FROM share WHERE company = $1 AND lane = $2 AND caller = $3 {all skip}`, yes(&mine), company, lane, caller)
+	c.t.read(`SELECT id FROM queue WHERE company = $1 AND lane = $2 AND caller = $3 AND state = 'open' AND ready = 1 LIMIT 1`,
+		yes(&ready), company, lane, caller)
+	if err := c.t.flush(); err != nil || !mine || ready {
+		return err
+	}
+	c.wrote = true
+	c.t.writeOne(`UPDATE share SET ready = 0 WHERE company = $1 AND lane = $2 AND caller = $3`, company, lane, caller)
+	return nil
+}
+
+// yes notes that there was a row.
+func yes(b *bool) func(scanFunc) error {
+	return func(scanFunc) error { *b = true; return nil }
+}
+
+// clear settles lapsed leases and lets stale sends expire.
+func (c *claiming) clear() error {
+	var records []*record
+	var queues []QueueID
+	for _, r := range slices.Concat(c.lapsed, c.stale) {
+		if c.claimable(r.ID.Company) {
+			records = append(records, r)
+			queues = append(queues, r.queueID())
+		}
+	}
+	if len(records) == 0 {
+		return nil
+	}
+	c.wrote = true
+	c.lockQueues(queues)
+	if err := c.t.flush(); err != nil {
+		return err
+	}
+	for _, r := range records {
+		if r.raw == Sending {
+			// The claimant has been gone for longer than any request of his may live. Only he could say more.
+			c.lose(r, ReasonUnknown, nil, c.now)
+		} else {
+			c.expire(r)
+		}
+		c.woken = append(c.woken, r.ID.Company)
+	}
+	return c.write()
+}
+
+// answer shows a company to decide and notes what it chooses.
+func (c *claiming) answer(company int64, decide func(View) Choice) (*pick, error) {
+	row := c.companies[company]
+	out := Claim{Company: company, Busy: row == nil, More: c.more[company]}
+	defer func() { c.out = append(c.out, out) }()
+	if row == nil {
+		return nil, nil
+	}
+	if out.Held, out.Rewound = row.held, c.t.l.rewound(company, row.claimNo); out.Held || out.Rewound {
+		return nil, nil
+	}
+	view := View{Company: company, Now: c.now, ClaimNo: row.claimNo + 1, Pace: row.pace}
+	if lanes := c.heads[company]; lanes != nil {
+		for lane, h := range lanes {
+			if h != nil && !h.busy && !h.stale {
+				h.share.Virtual = row.virtual[lane]
+				view.Heads = append(view.Heads, Head{Send: h.Send, Share: h.share, Queue: h.queue})
+			}
+		}
+	}
+	choice := decide(view)
+	if choice.Lane == 0 {
+		if choice.Pace != nil {
+			c.wrote = true
+			c.t.writeOne(`UPDATE company SET pace = $2 WHERE id = $1`, company, choice.Pace)
+		}
+		return nil, nil
+	}
+	if !slices.ContainsFunc(view.Heads, func(h Head) bool { return h.Send.Lane == choice.Lane }) {
+		return nil, errors.New("ledger: a lane was chosen that has no head")
+	}
+	if choice.Pace == nil {
+		choice.Pace = row.pace
+	}
+	c.wrote = true
+	p := &pick{head: c.heads[company][choice.Lane], choice: choice}
+	s := p.head.Send
+	s.State, s.Claim, s.LeaseUntil = Sending, row.claimNo+1, c.now+c.lease
+	s.Attempt++
+	out.Send, p.send = &s, &s
+	return p, nil
+}
+
+// pick is a head that was chosen.
+type pick struct {
+	head   *head
+	choice Choice
+	send   *Send
+	found  bool
+}
+
+// virtualColumns keep the lanes' fair time.
+var virtualColumns = [Bulk + 1]string{Urgent: "urgent_virtual", Normal: "normal_virtual", Bulk: "bulk_virtual"}
+
+// claim writes the claims, of all companies together in the order of locks. Until the commit nothing has happened; a
+// crash after it and before the request leaves a send claimed, and when the lease ends it is unknown, although it
+// never left.
+func (c *claiming) claim(picks []*pick) error {
+	for _, p := range picks {
+		h, s := p.head, p.send
+		headPos, lookedAt := min(h.headPos, s.ID.Pos), h.lookedAt
+		if s.AcceptedAt < c.now-micros(settledAge) {
+			headPos = s.ID.Pos + 1
+		}
+		if h.lookedAt < c.believe {
+			lookedAt = c.now
+		}
+		c.t.writeOne(`UPDATE queue SET start_tag = $3, head_pos = $4, looked_at = $5, sending = sending + 1 WHERE company = $1 AND id = $2`,
+			s.ID.Company, s.ID.Queue, p.choice.Queue.Start, headPos, lookedAt)
+	}
+	for _, p := range picks {
+		s := p.send
+		c.t.writeOne(`UPDATE share SET start_tag = $4, queue_virtual = $5 WHERE company = $1 AND lane = $2 AND caller = $3`,
+			s.ID.Company, s.Lane, s.Caller, p.choice.Share.Start, p.choice.Queue.Virtual)
+	}
+	for _, p := range picks {
+		s := p.send
+		c.t.read(`UPDATE send SET state = 'sending', claim = $4, claimant = $5, lease_until = $6, attempt = attempt + 1
+			WHERE company = $1 AND queue = $2 AND pos = $3 AND state = 'pending' AND parked = 0 RETURNING body`,
+			func(scan scanFunc) error {
+				p.found = true
+				return scan(&s.Body)
+			}, s.ID.Company, s.ID.Queue, s.ID.Pos, s.Claim, c.t.l.replica, s.LeaseUntil)
+		c.t.writeOne(`UPDATE company SET claim_no = claim_no + 1, pace = $2, `+virtualColumns[s.Lane]+` = $3 WHERE id = $1`,
+			s.ID.Company, p.choice.Pace, p.choice.Share.Virtual)
+	}
+	if err := c.t.flush(); err != nil {
+		return err
+	}
+	if slices.ContainsFunc(picks, func(p *pick) bool { return !p.found }) {
+		return errChanged
+	}
+	return nil
+}
+
+// findClaimed learns whether claims were committed, after the answer to their commit was lost.
+func (l *Ledger) findClaimed(ctx context.Context, c *claiming, lost error) error {
+	var mine map[ID]bool
+	err := l.patiently(ctx, func() error {
+		return l.transact(ctx, func(t *tx) error {
+			mine = map[ID]bool{}
+			g := newGround(t)
+			var companies []int64
+			for _, claim := range c.out {
+				companies = append(companies, claim.Company)
+			}
+			g.lockCompanies(lockCompanies, companies) // waits for the lost transaction to end
+			for _, claim := range c.out {
+				if s := claim.Send; s != nil {
+					t.read(`SELECT pos FROM send WHERE company = $1 AND queue = $2 AND pos = $3 AND state = 'sending' AND claim = $4 AND claimant = $5`,
+						func(scanFunc) error { mine[s.ID] = true; return nil }, s.ID.Company, s.ID.Queue, s.ID.Pos, s.Claim, l.replica)
+				}
+			}
+			return cmp.Or(t.flush(), errRollback)
+		})
+	})
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrUncertain, lost)
+	}
+	for i := range c.out {
+		if s := c.out[i].Send; s != nil && !mine[s.ID] {
+			c.out[i].Send = nil
+		}
+	}
+	return nil
+}
+
+// seeClaim remembers the highest claim number of a company.
+func (l *Ledger) seeClaim(company, number int64) {
+	v, _ := l.claimNos.LoadOrStore(company, new(atomic.Int64))
+	highest := v.(*atomic.Int64)
+	for {
+		have := highest.Load()
+		if number <= have || highest.CompareAndSwap(have, number) {
+			return
+		}
+	}
+}
+
+// rewound reports whether a company's claim number is lower than one seen before: then the ledger lost what
+// happened between, and what it calls pending may have been sent.
+func (l *Ledger) rewound(company, number int64) bool {
+	v, ok := l.claimNos.Load(company)
+	return ok && number < v.(*atomic.Int64).Load()
+}

@@ -1,0 +1,71 @@
+package ledger
+
+import (
+	"encoding/json"
+	"strings"
+	"sync"
+)
+
+// A dialect is all that differs between the databases. Statements are written once, with $1 parameters and
+// these words in braces:
+//
+//	{now}        the database's clock in microseconds, read where the statement reaches it
+//	{lock}       take the row for writing, wait for it
+//	{lock skip}  the same, leave out rows that somebody else has
+//	{share}      keep the row from being taken by {all skip}, wait for whoever has it so
+//	{all}        take the row also from those who hold {share}, wait for it
+//	{all skip}   the same, leave out rows that somebody else has
+//	{in N}       is one of the numbers of list parameter $N, made by list
+type dialect struct {
+	begin     string
+	words     *strings.Replacer
+	positions string // gives the first of $1 positions, or each of them
+	list      func([]int64) any
+	stripes   uint32 // of tally
+	texts     sync.Map
+}
+
+// text is the statement in this dialect.
+func (d *dialect) text(query string) string {
+	if t, ok := d.texts.Load(query); ok {
+		return t.(string)
+	}
+	t := d.words.Replace(query)
+	d.texts.Store(query, t)
+	return t
+}
+
+// newSQLiteDialect needs no row locks: there is one writer, and it begins IMMEDIATE.
+func newSQLiteDialect() *dialect {
+	return &dialect{
+		begin: "BEGIN IMMEDIATE",
+		words: strings.NewReplacer(
+			"{now}", "clock_us()",
+			"{lock}", "", "{lock skip}", "", "{share}", "", "{all}", "", "{all skip}", "",
+			"{in 1}", "IN (SELECT value FROM json_each($1))",
+		),
+		positions: "UPDATE counter SET next = next + $1 WHERE name = 'send_pos' RETURNING next - $1",
+		list: func(ids []int64) any {
+			text, _ := json.Marshal(ids)
+			return string(text)
+		},
+		stripes: 1,
+	}
+}
+
+func newPostgresDialect() *dialect {
+	return &dialect{
+		// Said here and not left to the server's default: every statement has to see what was committed while
+		// it waited for a lock.
+		begin: "BEGIN ISOLATION LEVEL READ COMMITTED",
+		words: strings.NewReplacer(
+			"{now}", "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint",
+			"{lock}", "FOR NO KEY UPDATE", "{lock skip}", "FOR NO KEY UPDATE SKIP LOCKED",
+			"{share}", "FOR KEY SHARE", "{all}", "FOR UPDATE", "{all skip}", "FOR UPDATE SKIP LOCKED",
+			"{in 1}", "= ANY($1::bigint[])",
+		),
+		positions: "SELECT nextval('send_pos') FROM generate_series(1, $1::bigint)",
+		list:      func(ids []int64) any { return ids },
+		stripes:   16,
+	}
+}

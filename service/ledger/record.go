@@ -1,0 +1,111 @@
+package ledger
+
+import (
+	"context"
+	"time"
+)
+
+// record is a stored send as a transaction sees it.
+type record struct {
+	Send
+	raw      State // as stored, or about to be; State is how it reads
+	was      State // as it was read
+	changed  bool
+	claimant string
+}
+
+func (r *record) queueID() QueueID { return QueueID{r.ID.Company, r.ID.Queue} }
+
+// blocks reports whether the send keeps others to its recipient from being sent.
+func (r *record) blocks() bool {
+	return r.Recipient != "" && (r.raw == Sending || r.Parked == Backoff)
+}
+
+// recordColumns need the send as s and its queue as q. What waits in a cancelled queue reads as cancelled at once and
+// is rewritten later.
+const recordColumns = `s.company, s.queue, s.pos, s.lane, s.caller, q.batch, s.bot, s.recipient, s.kind, s.labels,
+	COALESCE(s.request_id, ''), s.hash, s.hash_version, s.state,
+	CASE WHEN q.state = 'cancelled' AND s.state IN ('scheduled', 'pending') THEN 'cancelled' ELSE s.state END,
+	s.parked, s.attempt, COALESCE(s.claim, 0), COALESCE(s.claimant, ''), s.on_unknown, COALESCE(s.owner, ''), s.resolved,
+	s.reason, s.result, COALESCE(s.result_no, 0), COALESCE(s.replay_queue, 0), COALESCE(s.replay_pos, 0),
+	s.accepted_at, COALESCE(s.due_at, 0), COALESCE(s.expire_at, 0), COALESCE(s.lease_until, 0), COALESCE(s.sent_at, 0),
+	COALESCE(s.settled_at, CASE WHEN s.state IN ('scheduled', 'pending') THEN q.cancelled_at END, 0)`
+
+const fromRecord = ` FROM send s JOIN queue q ON q.company = s.company AND q.id = s.queue `
+
+// columns are where to scan recordColumns.
+func (r *record) columns() []any {
+	return []any{
+		&r.ID.Company, &r.ID.Queue, &r.ID.Pos, &r.Lane, &r.Caller, flag{&r.Batch}, &r.Bot, &r.Recipient, &r.Kind, &r.Labels,
+		&r.RequestID, &r.Hash, &r.HashVersion, &r.raw, &r.State,
+		&r.Parked, &r.Attempt, &r.Claim, &r.claimant, &r.OnUnknown, &r.Owner, flag{&r.Resolved},
+		&r.Reason, &r.Result, &r.ResultNo, &r.ReplayOf.Queue, &r.ReplayOf.Pos,
+		&r.AcceptedAt, &r.DueAt, &r.ExpireAt, &r.LeaseUntil, &r.SentAt,
+		&r.SettledAt,
+	}
+}
+
+func (r *record) scan(scan scanFunc, more ...any) error {
+	if err := scan(append(r.columns(), more...)...); err != nil {
+		return err
+	}
+	r.was = r.raw
+	if r.ReplayOf.Queue != 0 {
+		r.ReplayOf.Company = r.ID.Company
+	}
+	return nil
+}
+
+// flag scans 0 and 1 into a bool.
+type flag struct{ to *bool }
+
+// Scan implements sql.Scanner.
+func (f flag) Scan(v any) error {
+	n, _ := v.(int64)
+	*f.to = n != 0
+	return nil
+}
+
+// orNull stores a zero as NULL.
+func orNull[T comparable](v T) any {
+	var zero T
+	if v == zero {
+		return nil
+	}
+	return v
+}
+
+func oneIf(b bool) int64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// Get reads a send, or ErrNotFound.
+func (l *Ledger) Get(ctx context.Context, id ID) (Send, error) {
+	return l.getOne(ctx, `SELECT `+recordColumns+fromRecord+
+		`WHERE s.company = $1 AND s.queue = $2 AND s.pos = $3`, id.Company, id.Queue, id.Pos)
+}
+
+// FindByRequestID reads the send that the caller made under the request id, or ErrNotFound.
+func (l *Ledger) FindByRequestID(ctx context.Context, company int64, caller, requestID string) (Send, error) {
+	return l.getOne(ctx, `SELECT `+recordColumns+fromRecord+
+		`WHERE s.company = $1 AND s.caller = $2 AND s.request_id = $3`, company, caller, requestID)
+}
+
+func (l *Ledger) getOne(ctx context.Context, query string, args ...any) (Send, error) {
+	var r record
+	found := false
+	err := l.query(ctx, query, func(scan scanFunc) error {
+		found = true
+		return r.scan(scan)
+	}, args...)
+	if err == nil && !found {
+		err = ErrNotFound
+	}
+	return r.Send, err
+}
+
+// micros is a span as stored times count it.
+func micros(d time.Duration) int64 { return d.Microseconds() }

@@ -1,0 +1,187 @@
+package ledger
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+)
+
+// aboutNow is the database's clock as far as this process knows: good enough for hints, and for nothing that is decided.
+func (l *Ledger) aboutNow() int64 { return time.Now().UnixMicro() + l.skew.Load() }
+
+// renew extends the replica's lease, on which the sends live whose callers wait in this process.
+func (l *Ledger) renew(ctx context.Context) error {
+	return l.transact(ctx, func(t *tx) error {
+		t.write(`INSERT INTO replica (id, alive_until) VALUES ($1, {now} + $2)
+			ON CONFLICT (id) DO UPDATE SET alive_until = excluded.alive_until`, l.replica, micros(l.ownerLease))
+		return nil
+	})
+}
+
+// leave ends the lease.
+func (l *Ledger) leave(ctx context.Context) error {
+	return l.transact(ctx, func(t *tx) error {
+		t.write(`UPDATE replica SET alive_until = 0 WHERE id = $1`, l.replica)
+		return nil
+	})
+}
+
+// Sends that one pass of a sweep changes in one transaction.
+const sweepChunk = 200
+
+// How often the sweeps look when nothing tells them to.
+const sweepEvery = 500 * time.Millisecond
+
+// sweeps are what has to happen to sends although nobody calls. Each query gives sends; each change is made under
+// the company's lock to what the send is by then.
+var sweeps = []struct {
+	name  string
+	query string
+	apply func(g *ground, r *record) (bool, error)
+}{
+	{"due", `SELECT company, queue, pos FROM send WHERE (state = 'scheduled' OR parked = 2) AND due_at <= {now} ORDER BY due_at LIMIT $1`,
+		func(g *ground, r *record) (bool, error) {
+			if (r.raw == Scheduled || r.Parked == Backoff) && r.DueAt <= g.now {
+				g.becomeDue(r)
+			}
+			return true, nil
+		}},
+	{"expired", `SELECT company, queue, pos FROM send WHERE expire_at IS NOT NULL AND state IN ('scheduled', 'pending') AND expire_at <= {now} ORDER BY expire_at LIMIT $1`,
+		func(g *ground, r *record) (bool, error) {
+			if r.waits() && r.ExpireAt <= g.now {
+				g.expire(r)
+			}
+			return true, nil
+		}},
+	{"orphaned", `SELECT s.company, s.queue, s.pos FROM replica r JOIN send s ON s.owner = r.id AND s.owner IS NOT NULL AND s.state IN ('scheduled', 'pending')
+			WHERE r.alive_until <= {now} LIMIT $1`,
+		func(g *ground, r *record) (bool, error) {
+			if r.waits() {
+				g.expire(r)
+			}
+			return true, nil
+		}},
+	{"lapsed", `SELECT company, queue, pos FROM send WHERE state = 'sending' AND lease_until <= {now} ORDER BY lease_until LIMIT $1`,
+		func(g *ground, r *record) (bool, error) {
+			if r.raw == Sending && r.LeaseUntil <= g.now {
+				g.lose(r, ReasonUnknown, nil, g.now)
+			}
+			return true, nil
+		}},
+}
+
+// waits reports whether the send is stored as not sent yet.
+func (r *record) waits() bool { return r.raw == Scheduled || r.raw == Pending }
+
+// Run does what has to happen although nobody calls: it renews the replica's lease, makes sends due, lets them expire,
+// settles lapsed leases and forgets replicas that are gone. It returns when ctx ends. While the database is away it
+// goes on trying.
+func (l *Ledger) Run(ctx context.Context) error {
+	renewal := time.NewTicker(l.ownerLease / 4)
+	defer renewal.Stop()
+	sweep := time.NewTimer(0)
+	defer sweep.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-renewal.C:
+			l.report(ctx, "renew the replica's lease", l.renew(ctx))
+		case <-l.nudge:
+			sweep.Reset(0)
+		case <-sweep.C:
+			next, err := l.sweep(ctx)
+			l.report(ctx, "sweep", err)
+			sweep.Reset(next)
+		}
+	}
+}
+
+// report logs what went wrong in the background, once per spell.
+func (l *Ledger) report(ctx context.Context, what string, err error) {
+	if ctx.Err() != nil {
+		return
+	}
+	_, failing := l.failing.Load(what)
+	switch {
+	case err != nil && !failing:
+		l.failing.Store(what, true)
+		l.log.Error("the ledger cannot "+what+"; it goes on trying", "error", err)
+	case err == nil && failing:
+		l.failing.Delete(what)
+		l.log.Info("the ledger can " + what + " again")
+	}
+}
+
+// sweep runs every sweep until nothing is left to do, and says when to look again.
+func (l *Ledger) sweep(ctx context.Context) (time.Duration, error) {
+	for _, s := range sweeps {
+		for {
+			n, err := l.sweepOnce(ctx, s.query, s.apply)
+			if err != nil {
+				return sweepEvery, err
+			}
+			if n < sweepChunk {
+				break
+			}
+		}
+	}
+	if err := l.forgetReplicas(ctx); err != nil {
+		return sweepEvery, err
+	}
+	return l.nextDue(ctx)
+}
+
+func (l *Ledger) sweepOnce(ctx context.Context, query string, apply func(*ground, *record) (bool, error)) (int, error) {
+	var work []*change
+	err := l.query(ctx, query, func(scan scanFunc) error {
+		c := &change{apply: apply}
+		err := scan(&c.id.Company, &c.id.Queue, &c.id.Pos)
+		c.company = c.id.Company
+		work = append(work, c)
+		return err
+	}, sweepChunk)
+	if err != nil || len(work) == 0 {
+		return 0, err
+	}
+	return len(work), l.changes.do(ctx, work)
+}
+
+// forgetReplicas deletes the rows of replicas that are gone and own nothing that waits.
+func (l *Ledger) forgetReplicas(ctx context.Context) error {
+	var gone []string
+	err := l.query(ctx, `SELECT id FROM replica r WHERE alive_until <= {now}
+		AND NOT EXISTS (SELECT 1 FROM send s WHERE s.owner = r.id AND s.owner IS NOT NULL AND s.state IN ('scheduled', 'pending'))`,
+		func(scan scanFunc) error {
+			var id string
+			err := scan(&id)
+			gone = append(gone, id)
+			return err
+		})
+	if err != nil || len(gone) == 0 {
+		return err
+	}
+	slices.Sort(gone)
+	return l.transact(ctx, func(t *tx) error {
+		for _, id := range gone {
+			t.write(`DELETE FROM replica WHERE id = $1 AND alive_until <= {now}`, id)
+		}
+		return nil
+	})
+}
+
+// nextDue is how long until the next scheduled send or backoff is due, or the next sweep.
+func (l *Ledger) nextDue(ctx context.Context) (time.Duration, error) {
+	next := sweepEvery
+	err := l.query(ctx, `SELECT due_at - {now} FROM send WHERE state = 'scheduled' OR parked = 2 ORDER BY due_at LIMIT 1`,
+		func(scan scanFunc) error {
+			var in int64
+			err := scan(&in)
+			next = max(time.Millisecond, min(next, time.Duration(in)*time.Microsecond))
+			return err
+		})
+	return next, err
+}
+
+func isUnavailable(err error) bool { return errors.Is(err, ErrUnavailable) }

@@ -1,0 +1,283 @@
+package ledger
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+)
+
+// Changes that one transaction makes.
+const changeGroupSize = 100
+
+// change is one caller's part of a transaction that changes states under the companies' locks.
+type change struct {
+	company int64
+	id      ID                                         // zero: only the company's pace
+	apply   func(g *ground, r *record) (bool, error)   // what becomes of the send; it may run again
+	pace    func(now int64, pace []byte) (next []byte) // nil leaves the pace
+
+	send Send
+	ok   bool
+	err  error
+}
+
+// Settle ends a claimed attempt and answers with the send as it then stands. It is conditional on the claim: where
+// the send went on without it (its lease lapsed and it was sent again, or a person resolved it) the answer is
+// ErrClaimLost, with the send. The claimant may turn its own Unknown into Sent or Failed by settling again. Settling twice in
+// the same way does nothing; so after any error Settle may be called again until it answers.
+func (l *Ledger) Settle(ctx context.Context, s Settlement) (Send, error) {
+	c := &change{company: s.ID.Company, id: s.ID, pace: s.Pace, apply: func(g *ground, r *record) (bool, error) {
+		return g.settle(r, &s)
+	}}
+	err := l.change(ctx, c)
+	return c.send, err
+}
+
+func (g *ground) settle(r *record, s *Settlement) (bool, error) {
+	evidence := s.State == Sent || s.State == Failed
+	switch {
+	case r.Claim != s.Claim || r.Resolved:
+		return false, ErrClaimLost
+	case r.raw == Sending:
+	case r.raw == Unknown && evidence, r.raw == Pending && r.State == Pending && evidence:
+		// Late evidence of its own claimant: the answer came after the attempt was given up.
+	case repeats(r.raw, s.State):
+		return true, nil // settled before, by the same claim: its answer was lost
+	default:
+		return false, ErrClaimLost
+	}
+	due := g.now + micros(s.Backoff)
+	if s.AfterLease {
+		due = max(due, r.LeaseUntil)
+	}
+	if s.SentAgo >= 0 && s.State != Pending {
+		r.SentAt = g.now - micros(s.SentAgo)
+	}
+	switch s.State {
+	case Sent, Failed:
+		g.finish(r, s.State, s.Reason, s.Result)
+	case Unknown:
+		g.lose(r, s.Reason, s.Result, due)
+	case Pending:
+		if s.Uncounted {
+			r.Attempt--
+		}
+		r.Reason, r.Result = s.Reason, s.Result
+		g.requeue(r, due)
+	default:
+		return false, errors.New("ledger: no attempt ends as " + string(s.State))
+	}
+	return true, nil
+}
+
+// repeats reports whether a send may be in state is because it was settled as said before.
+func repeats(is, said State) bool {
+	switch said {
+	case Unknown: // as its caller chose: failed, or pending for another attempt
+		return is.Final() || is == Pending
+	case Pending: // or its time was over
+		return is == Pending || is == Expired || is == Cancelled
+	}
+	return is == said
+}
+
+// UpdatePace changes a company's pace bytes under its lock.
+func (l *Ledger) UpdatePace(ctx context.Context, company int64, update func(now int64, pace []byte) []byte) error {
+	return l.change(ctx, &change{company: company, pace: update})
+}
+
+// Expire ends a send whose time or caller is gone, if it has not left. False: it was claimed or settled before, and
+// the send says what it is.
+func (l *Ledger) Expire(ctx context.Context, id ID) (Send, bool, error) {
+	return l.endWaiting(ctx, id, Expired, ReasonExpired)
+}
+
+// Cancel ends a send that has not left. False: it was claimed or settled before, and the send says what it is.
+func (l *Ledger) Cancel(ctx context.Context, id ID) (Send, bool, error) {
+	return l.endWaiting(ctx, id, Cancelled, ReasonCancelled)
+}
+
+func (l *Ledger) endWaiting(ctx context.Context, id ID, to State, reason string) (Send, bool, error) {
+	c := &change{company: id.Company, id: id, apply: func(g *ground, r *record) (bool, error) {
+		if r.State != Scheduled && r.State != Pending {
+			return r.State == to, nil
+		}
+		g.finish(r, to, reason, nil)
+		return true, nil
+	}}
+	err := l.change(ctx, c)
+	return c.send, c.ok, err
+}
+
+// Resolve settles an unknown send by what a person or a delivery event says: Sent or Failed. False: it is not unknown,
+// and the send says what it is. After it the claimant has no say any more.
+func (l *Ledger) Resolve(ctx context.Context, id ID, to State, reason string) (Send, bool, error) {
+	if to != Sent && to != Failed {
+		return Send{}, false, errors.New("ledger: a send is resolved to sent or failed")
+	}
+	c := &change{company: id.Company, id: id, apply: func(g *ground, r *record) (bool, error) {
+		if r.raw != Unknown {
+			return r.Resolved && r.raw == to, nil
+		}
+		g.finish(r, to, reason, r.Result)
+		r.Resolved = true
+		return true, nil
+	}}
+	err := l.change(ctx, c)
+	return c.send, c.ok, err
+}
+
+// change has one change committed.
+func (l *Ledger) change(ctx context.Context, c *change) error {
+	if err := l.changes.do(ctx, []*change{c}); err != nil {
+		return err
+	}
+	return c.err
+}
+
+// commitChanges is the transaction of a group. A lost answer to its commit is made good by running it again: every
+// change is conditional and finds that it was made. The locks make it wait for the lost transaction.
+func (l *Ledger) commitChanges(ctx context.Context, work []*change) error {
+	var g *ground
+	run := func() error {
+		return l.transact(ctx, func(t *tx) error {
+			g = newGround(t)
+			return g.changeAll(work)
+		})
+	}
+	err := run()
+	var lost *commitLostError
+	if errors.As(err, &lost) {
+		time.Sleep(time.Millisecond)
+		if err = l.patiently(ctx, run); err != nil {
+			err = errors.Join(ErrUncertain, err)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	l.publish(g)
+	return nil
+}
+
+// changeAll makes all changes.
+func (g *ground) changeAll(work []*change) error {
+	records := map[ID]*record{}
+	var companies []int64
+	var queues []QueueID
+	for _, c := range work {
+		companies = append(companies, c.company)
+		if !c.id.IsZero() {
+			queues = append(queues, QueueID{c.id.Company, c.id.Queue})
+			records[c.id] = nil
+		}
+	}
+	g.lock(companies, queues)
+	for id := range records {
+		g.read(id, records)
+	}
+	if err := g.t.flush(); err != nil {
+		return err
+	}
+	for _, c := range work {
+		g.changeOne(c, records[c.id])
+	}
+	if len(g.changed) == 0 && !g.repaced() {
+		return errRollback
+	}
+	if err := g.write(); err != nil {
+		return err
+	}
+	for _, c := range work {
+		if r := records[c.id]; r != nil {
+			c.send = r.Send
+		}
+	}
+	return nil
+}
+
+// lock queues the locks of companies and queues, waiting for them.
+func (g *ground) lock(companies []int64, queues []QueueID) {
+	slices.Sort(companies)
+	g.lockCompanies(lockCompanies, slices.Compact(companies))
+	g.lockQueues(queues)
+}
+
+// read queues the reading of a send.
+func (g *ground) read(id ID, into map[ID]*record) {
+	g.t.read(`SELECT `+recordColumns+fromRecord+`WHERE s.company = $1 AND s.queue = $2 AND s.pos = $3`,
+		func(scan scanFunc) error {
+			into[id] = &record{}
+			return into[id].scan(scan)
+		}, id.Company, id.Queue, id.Pos)
+}
+
+func (g *ground) changeOne(c *change, r *record) {
+	c.send, c.ok, c.err = Send{}, false, nil
+	company := g.companies[c.company]
+	if company == nil {
+		c.err = ErrNotFound
+		return
+	}
+	if c.pace != nil {
+		company.pace, company.repaced = c.pace(g.now, company.pace), true
+	}
+	switch {
+	case c.id.IsZero():
+	case r == nil:
+		c.err = ErrNotFound
+	default:
+		c.ok, c.err = c.apply(g, r)
+		c.send = r.Send
+	}
+}
+
+func (g *ground) repaced() bool {
+	for _, c := range g.companies {
+		if c.repaced {
+			return true
+		}
+	}
+	return false
+}
+
+// publish tells who waits, here and in other replicas, what a committed transaction changed.
+func (l *Ledger) publish(g *ground) {
+	l.wake(g.woken...)
+	for i := range g.settled {
+		l.settled(g.settled[i].ID)
+	}
+}
+
+// Company is the id of the company with this name, which is made when there is none.
+func (l *Ledger) Company(ctx context.Context, name string) (int64, error) {
+	var id int64
+	err := l.transact(ctx, func(t *tx) error {
+		id = 0
+		t.write(`INSERT INTO company (id, name) SELECT COALESCE(max(id), 0) + 1, CAST($1 AS TEXT) FROM company
+			WHERE NOT EXISTS (SELECT 1 FROM company WHERE name = CAST($1 AS TEXT)) ON CONFLICT DO NOTHING`, name)
+		t.read(`SELECT id FROM company WHERE name = $1`, func(scan scanFunc) error { return scan(&id) }, name)
+		if err := t.flush(); err != nil {
+			return err
+		}
+		if id == 0 {
+			return errChanged // another company was made at the same moment and took the number
+		}
+		return nil
+	})
+	return id, err
+}
+
+// ReadPace reads a company's pace bytes and the database's time, without a lock.
+func (l *Ledger) ReadPace(ctx context.Context, company int64) (now int64, pace []byte, err error) {
+	found := false
+	err = l.query(ctx, `SELECT {now}, pace FROM company WHERE id = $1`, func(scan scanFunc) error {
+		found = true
+		return scan(&now, &pace)
+	}, company)
+	if err == nil && !found {
+		err = ErrNotFound
+	}
+	return now, pace, err
+}

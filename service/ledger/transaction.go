@@ -1,0 +1,261 @@
+package ledger
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/stdlib"
+)
+
+// A transaction that the server does not finish in this time is given up.
+const transactionTimeout = 10 * time.Second
+
+// A transaction that loses to another one (deadlock, serialization) is repeated so many times.
+const transactionRepeats = 6
+
+// scanFunc reads the columns of one row.
+type scanFunc = func(dst ...any) error
+
+// step is one statement of a transaction.
+type step struct {
+	query string
+	args  []any
+	row   func(scan scanFunc) error // for each row; nil where the statement gives none
+	one   bool                      // it has to change exactly one row
+}
+
+// tx is a transaction. Statements are queued and go to the database together at flush, in one round trip where
+// the database is elsewhere.
+type tx struct {
+	l     *Ledger
+	ctx   context.Context
+	conn  *sql.Conn
+	stmts map[string]*sql.Stmt // prepared on SQLite's one writing connection
+	steps []step
+	sent  bool // something reached the database: there is something to roll back
+}
+
+// errChanged says that a conditional write met another state than the one just read. The transaction is repeated.
+var errChanged = errors.New("ledger: a row changed under a transaction")
+
+// errRollback ends a transaction that has nothing to commit; transact returns nil for it.
+var errRollback = errors.New("ledger: nothing to commit")
+
+// commitLostError says that nobody knows whether the transaction was committed.
+type commitLostError struct{ cause error }
+
+func (e *commitLostError) Error() string {
+	return "the answer to a commit was lost: " + e.cause.Error()
+}
+func (e *commitLostError) Unwrap() error { return e.cause }
+
+// read queues a statement that gives rows.
+func (t *tx) read(query string, row func(scan scanFunc) error, args ...any) {
+	t.steps = append(t.steps, step{query: query, args: args, row: row})
+}
+
+// write queues a statement that changes any number of rows.
+func (t *tx) write(query string, args ...any) {
+	t.steps = append(t.steps, step{query: query, args: args})
+}
+
+// writeOne queues a statement that has to change exactly one row.
+func (t *tx) writeOne(query string, args ...any) {
+	t.steps = append(t.steps, step{query: query, args: args, one: true})
+}
+
+// flush runs what is queued.
+func (t *tx) flush() error {
+	steps := t.steps
+	t.steps = nil
+	if len(steps) == 0 {
+		return nil
+	}
+	t.sent = true
+	if t.l.postgres {
+		return t.flushPostgres(steps)
+	}
+	for i := range steps {
+		if err := t.runSQLite(&steps[i]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (t *tx) runSQLite(s *step) error {
+	stmt := t.stmts[s.query]
+	if stmt == nil {
+		var err error
+		if stmt, err = t.conn.PrepareContext(t.ctx, t.l.dialect.text(s.query)); err != nil {
+			return fmt.Errorf("prepare: %w", err)
+		}
+		t.stmts[s.query] = stmt
+	}
+	if s.row == nil {
+		res, err := stmt.ExecContext(t.ctx, s.args...)
+		if err != nil || !s.one {
+			return err
+		}
+		n, err := res.RowsAffected()
+		if err == nil && n != 1 {
+			err = errChanged
+		}
+		return err
+	}
+	rows, err := stmt.QueryContext(t.ctx, s.args...)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		if err := s.row(rows.Scan); err != nil {
+			return err
+		}
+	}
+	return rows.Err()
+}
+
+func (t *tx) flushPostgres(steps []step) error {
+	var batch pgx.Batch
+	for i := range steps {
+		s := &steps[i]
+		queued := batch.Queue(t.l.dialect.text(s.query), s.args...)
+		switch {
+		case s.row != nil:
+			queued.Query(func(rows pgx.Rows) error {
+				for rows.Next() {
+					if err := s.row(rows.Scan); err != nil {
+						return err
+					}
+				}
+				return rows.Err()
+			})
+		case s.one:
+			queued.Exec(func(tag pgconn.CommandTag) error {
+				if tag.RowsAffected() != 1 {
+					return errChanged
+				}
+				return nil
+			})
+		}
+	}
+	return t.conn.Raw(func(c any) error {
+		return c.(*stdlib.Conn).Conn().SendBatch(t.ctx, &batch).Close()
+	})
+}
+
+// commit flushes what is queued and commits. What was queued with writeOne is checked before.
+func (t *tx) commit() error {
+	if err := t.flush(); err != nil {
+		return err
+	}
+	t.write("COMMIT")
+	// A crash before this line leaves nothing of the transaction, one after it leaves all of it. In between
+	// nobody knows, and the caller has to look before it answers anybody.
+	err := t.flush()
+	if err != nil && !answered(err) {
+		return &commitLostError{err}
+	}
+	return err
+}
+
+// transact runs fn in a transaction and commits it, from the beginning again where it lost to another one. What fn
+// leaves behind outside has to be set anew by each run.
+func (l *Ledger) transact(ctx context.Context, fn func(t *tx) error) error {
+	for i := 1; ; i++ {
+		err := l.transactOnce(ctx, fn)
+		if errors.Is(err, errRollback) {
+			return nil
+		}
+		if err == nil || i == transactionRepeats || !repeatable(err) {
+			return l.classify(ctx, err)
+		}
+		// A pause, so that those who met do not meet again.
+		time.Sleep(time.Duration(i) * time.Duration(rand.Int64N(int64(4*time.Millisecond))))
+	}
+}
+
+func (l *Ledger) transactOnce(ctx context.Context, fn func(t *tx) error) (err error) {
+	ctx, cancel := context.WithTimeout(ctx, transactionTimeout)
+	defer cancel()
+	conn, stmts, release, err := l.writer(ctx)
+	if err != nil {
+		return err
+	}
+	t := &tx{l: l, ctx: ctx, conn: conn, stmts: stmts}
+	committed := false
+	defer func() {
+		// Also on the way out of a panic: a connection goes back only without a transaction on it.
+		if !committed && t.sent {
+			t.rollback()
+		}
+		release()
+	}()
+	t.write(l.dialect.begin)
+	if err := fn(t); err != nil {
+		return err
+	}
+	if err := t.commit(); err != nil {
+		return err
+	}
+	committed = true
+	l.commits.Add(1)
+	return nil
+}
+
+// rollback ends the transaction whatever became of it. A connection on which that fails is thrown away.
+func (t *tx) rollback() {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.ctx), 2*time.Second)
+	defer cancel()
+	if _, err := t.conn.ExecContext(ctx, "ROLLBACK"); err != nil && t.l.postgres {
+		_ = t.conn.Raw(func(any) error { return driver.ErrBadConn })
+	}
+}
+
+// writer gives the connection for a transaction: on SQLite the one that writes, when its turn comes.
+func (l *Ledger) writer(ctx context.Context) (*sql.Conn, map[string]*sql.Stmt, func(), error) {
+	if l.postgres {
+		conn, err := l.db.Conn(ctx)
+		if err != nil {
+			return nil, nil, nil, err
+		}
+		return conn, nil, func() { _ = conn.Close() }, nil
+	}
+	select {
+	case w := <-l.write:
+		return w.conn, w.stmts, func() { l.write <- w }, nil
+	case <-ctx.Done():
+		return nil, nil, nil, ctx.Err()
+	}
+}
+
+// sqliteWriter is the one connection that writes to a SQLite file.
+type sqliteWriter struct {
+	conn  *sql.Conn
+	stmts map[string]*sql.Stmt
+}
+
+// query reads outside of any transaction.
+func (l *Ledger) query(ctx context.Context, query string, row func(scan scanFunc) error, args ...any) error {
+	ctx, cancel := context.WithTimeout(ctx, transactionTimeout)
+	defer cancel()
+	rows, err := l.db.QueryContext(ctx, l.dialect.text(query), args...)
+	if err != nil {
+		return l.classify(ctx, err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		if err := row(rows.Scan); err != nil {
+			return err
+		}
+	}
+	return l.classify(ctx, rows.Err())
+}

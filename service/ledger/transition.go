@@ -1,0 +1,364 @@
+package ledger
+
+import (
+	"cmp"
+	"slices"
+	"time"
+)
+
+// Reasons that the ledger itself gives. They are those of the API.
+const (
+	ReasonUnknown   = "OUTCOME_UNKNOWN"
+	ReasonExpired   = "EXPIRED"
+	ReasonCancelled = "CANCELLED"
+)
+
+// transitions lists every change of state that is not a claim. A state may be left only in these ways, and every
+// update is conditional on the state that it leaves.
+var transitions = map[State][]State{
+	Scheduled: {Pending, Cancelled, Expired},
+	Pending:   {Cancelled, Expired, Sent, Failed}, // sent and failed: late evidence, after an attempt was given back
+	Sending:   {Pending, Sent, Failed, Unknown, Cancelled, Expired},
+	Unknown:   {Sent, Failed},
+}
+
+// A ground is what a transaction that changes the states of sends stands on: companies, whose locks keep claims
+// and everything else but adds away, and queues, whose locks give result numbers in commit order.
+type ground struct {
+	t         *tx
+	now       int64
+	companies map[int64]*companyRow
+	queues    map[QueueID]*queueRow
+	changed   []*record
+	freed     map[recipient]struct{}
+	woken     []int64
+	settled   []Send
+}
+
+// companyRow is a locked company.
+type companyRow struct {
+	claimNo int64
+	virtual [Bulk + 1]int64 // by lane
+	pace    []byte
+	repaced bool
+	held    bool
+}
+
+// queueRow is a locked queue and what is to be added to it.
+type queueRow struct {
+	batch      bool
+	state      string
+	nextResult int64
+	done       int64 // sends with a result
+	itemCount  int64 // -1 while it is not sealed
+	endedAt    int64
+
+	sending, leftScheduled int64
+	results                map[State]int64
+	ready                  bool
+	headPos                int64 // -1 leaves it
+	lane                   Lane
+	caller                 string
+}
+
+// recipient is somebody who gets one send at a time: of the urgent ones, and of all others.
+type recipient struct {
+	company  int64
+	bot, to  string
+	urgently bool
+}
+
+func (r *record) recipient() recipient {
+	return recipient{r.ID.Company, r.Bot, r.Recipient, r.Lane == Urgent}
+}
+
+func newGround(t *tx) *ground {
+	return &ground{
+		t: t, companies: map[int64]*companyRow{}, queues: map[QueueID]*queueRow{}, freed: map[recipient]struct{}{},
+	}
+}
+
+// The clock is read outside of what takes the lock: in the same list of columns it could be read before.
+const lockCompanies = `WITH locked AS MATERIALIZED (
+		SELECT id, claim_no, urgent_virtual, normal_virtual, bulk_virtual, pace FROM company WHERE id {in 1} ORDER BY id {lock}
+	) SELECT id, claim_no, urgent_virtual, normal_virtual, bulk_virtual, pace, (SELECT held FROM home), {now} FROM locked`
+
+// lockCompaniesSkip leaves out those that somebody else has.
+const lockCompaniesSkip = `WITH locked AS MATERIALIZED (
+		SELECT id, claim_no, urgent_virtual, normal_virtual, bulk_virtual, pace FROM company WHERE id {in 1} ORDER BY id {lock skip}
+	) SELECT id, claim_no, urgent_virtual, normal_virtual, bulk_virtual, pace, (SELECT held FROM home), {now} FROM locked`
+
+// lockCompanies queues the locks; the companies are there after the next flush.
+func (g *ground) lockCompanies(query string, ids []int64) {
+	g.t.read(query, func(scan scanFunc) error {
+		var id int64
+		c := &companyRow{}
+		if err := scan(&id, &c.claimNo, &c.virtual[Urgent], &c.virtual[Normal], &c.virtual[Bulk], &c.pace, flag{&c.held}, &g.now); err != nil {
+			return err
+		}
+		g.companies[id] = c
+		g.t.l.skew.Store(g.now - time.Now().UnixMicro())
+		return nil
+	}, g.t.l.dialect.list(ids))
+}
+
+// lockQueues queues the locks of queues that are not locked yet.
+func (g *ground) lockQueues(ids []QueueID) {
+	slices.SortFunc(ids, compareQueues)
+	for _, id := range slices.Compact(ids) {
+		if g.queues[id] != nil {
+			continue
+		}
+		g.t.read(`SELECT lane, caller, batch, state, next_result, sent + failed + unknown + cancelled + expired, COALESCE(item_count, -1), COALESCE(ended_at, 0)
+			FROM queue WHERE company = $1 AND id = $2 {lock}`, func(scan scanFunc) error {
+			q := &queueRow{results: map[State]int64{}, headPos: -1}
+			g.queues[id] = q
+			return scan(&q.lane, &q.caller, flag{&q.batch}, &q.state, &q.nextResult, &q.done, &q.itemCount, &q.endedAt)
+		}, id.Company, id.Queue)
+	}
+}
+
+// leave takes a send out of its state.
+func (g *ground) leave(r *record) *queueRow {
+	q := g.queues[r.queueID()]
+	switch r.raw {
+	case Sending:
+		q.sending--
+	case Scheduled:
+		q.leftScheduled++
+	case Unknown:
+		q.results[Unknown]--
+	}
+	// Who was passed over for this send, or would have been, gets his turn.
+	if r.Recipient != "" && (r.raw == Sending || r.raw == Pending && r.Parked != BusyRecipient) {
+		g.freed[r.recipient()] = struct{}{}
+	}
+	return q
+}
+
+// enter puts it into another, and has it written.
+func (g *ground) enter(r *record, to State) {
+	if !slices.Contains(transitions[r.raw], to) {
+		panic("ledger: no way from " + string(r.raw) + " to " + string(to))
+	}
+	r.raw, r.State, r.LeaseUntil, r.Parked = to, to, 0, NotParked
+	g.change(r)
+}
+
+// change has a send written.
+func (g *ground) change(r *record) {
+	if !r.changed {
+		r.changed = true
+		g.changed = append(g.changed, r)
+	}
+}
+
+// finish gives a send its result.
+func (g *ground) finish(r *record, to State, reason string, result []byte) {
+	q := g.leave(r)
+	if r.raw != Unknown { // which has its number, and keeps it: no item has two results
+		r.ResultNo = q.nextResult
+		q.nextResult++
+		q.done++
+	}
+	g.enter(r, to)
+	q.results[to]++
+	r.Reason, r.Result, r.SettledAt = reason, result, g.now
+	g.settled = append(g.settled, r.Send)
+}
+
+// expire ends a send whose time or caller is gone. In a cancelled queue it has been read as cancelled, and stays that.
+func (g *ground) expire(r *record) {
+	if r.State == Cancelled {
+		g.finish(r, Cancelled, ReasonCancelled, nil)
+		return
+	}
+	g.finish(r, Expired, ReasonExpired, nil)
+}
+
+// requeue gives a send back, to be claimed at due or later.
+func (g *ground) requeue(r *record, due int64) {
+	q := g.queues[r.queueID()]
+	switch {
+	case q.state == "cancelled":
+		g.finish(r, Cancelled, ReasonCancelled, nil)
+		return
+	case r.ExpireAt != 0 && r.ExpireAt <= max(due, g.now):
+		g.finish(r, Expired, ReasonExpired, nil)
+		return
+	}
+	g.leave(r)
+	g.enter(r, Pending)
+	if due > g.now {
+		r.Parked, r.DueAt = Backoff, due
+		delete(g.freed, r.recipient()) // it goes on blocking its recipient
+		return
+	}
+	g.wake(r, q)
+}
+
+// wake makes a queue look at a send.
+func (g *ground) wake(r *record, q *queueRow) {
+	if q.headPos < 0 || r.ID.Pos < q.headPos {
+		q.headPos = r.ID.Pos
+	}
+	q.ready = true
+	g.woken = append(g.woken, r.ID.Company)
+}
+
+// becomeDue makes a scheduled send, or one whose backoff is over, claimable.
+func (g *ground) becomeDue(r *record) {
+	q := g.leave(r)
+	if r.raw == Scheduled {
+		g.enter(r, Pending)
+	} else {
+		r.Parked = NotParked
+		g.change(r)
+	}
+	g.wake(r, q)
+}
+
+// lose settles an attempt of which nobody can say whether it arrived, as the caller chose.
+func (g *ground) lose(r *record, reason string, result []byte, due int64) {
+	switch {
+	case r.OnUnknown == Fail:
+		g.finish(r, Failed, reason, result)
+	case r.OnUnknown == Retry && r.Attempt < g.t.l.maxAttempts:
+		// Whoever claimed it may be at it until its lease ends, and not a moment longer.
+		r.Reason, r.Result = reason, result
+		g.requeue(r, max(due, r.LeaseUntil))
+	default:
+		g.finish(r, Unknown, reason, result)
+	}
+}
+
+// unpark finds, for every recipient that was freed, the first waiting send of each queue. Others behind it in the
+// queue are parked until it has had its turn; another queue's may go first when this one is paused.
+func (g *ground) unpark() ([]record, error) {
+	type cursor struct {
+		to          recipient
+		lane        Lane
+		queue       int64
+		last        Lane
+		found       bool
+		foundRecord record
+	}
+	var open []*cursor
+	for to := range g.freed {
+		c := &cursor{to: to, lane: Normal, last: Bulk}
+		if to.urgently {
+			c.lane, c.last = Urgent, Urgent
+		}
+		open = append(open, c)
+	}
+	slices.SortFunc(open, func(x, y *cursor) int {
+		return cmp.Or(cmp.Compare(x.to.company, y.to.company), cmp.Compare(x.to.bot, y.to.bot), cmp.Compare(x.to.to, y.to.to), cmp.Compare(x.lane, y.lane))
+	})
+	var heads []record
+	for len(open) > 0 && len(heads) < maxUnparked {
+		for _, c := range open {
+			c.found = false
+			g.t.read(`SELECT lane, queue, pos FROM send
+				WHERE company = $1 AND bot = $2 AND recipient = $3 AND parked = 1 AND (lane, queue) > ($4, $5) AND lane <= $6
+				ORDER BY lane, queue, pos LIMIT 1`, func(scan scanFunc) error {
+				c.found = true
+				r := &c.foundRecord
+				r.ID.Company = c.to.company
+				return scan(&r.Lane, &r.ID.Queue, &r.ID.Pos)
+			}, c.to.company, c.to.bot, c.to.to, c.lane, c.queue, c.last)
+		}
+		if err := g.t.flush(); err != nil {
+			return nil, err
+		}
+		open = slices.DeleteFunc(open, func(c *cursor) bool { return !c.found })
+		for _, c := range open {
+			heads = append(heads, c.foundRecord)
+			c.lane, c.queue = c.foundRecord.Lane, c.foundRecord.ID.Queue
+		}
+	}
+	return heads, nil
+}
+
+// Sends that one transaction unparks, roughly. Where a recipient has sends waiting in more queues the rest is found by
+// the sweep.
+const maxUnparked = 256
+
+// write queues all changes, in the order of locks, after looking for whom they free.
+func (g *ground) write() error {
+	var heads []record
+	if len(g.freed) > 0 {
+		var err error
+		if heads, err = g.unpark(); err != nil {
+			return err
+		}
+	}
+	ids := make([]QueueID, 0, len(g.queues))
+	for id := range g.queues {
+		ids = append(ids, id)
+	}
+	slices.SortFunc(ids, compareQueues)
+	for _, id := range ids {
+		g.writeQueue(id, g.queues[id])
+	}
+	for i := range heads {
+		h := &heads[i]
+		g.t.write(`UPDATE queue SET ready = 1, head_pos = CASE WHEN head_pos > $3 THEN $3 ELSE head_pos END WHERE company = $1 AND id = $2`,
+			h.ID.Company, h.ID.Queue, h.ID.Pos)
+	}
+	for _, id := range ids {
+		if q := g.queues[id]; q.ready {
+			g.t.write(readyShare, id.Company, q.lane, id.Queue)
+		}
+	}
+	for i := range heads {
+		h := &heads[i]
+		g.t.write(readyShare, h.ID.Company, h.Lane, h.ID.Queue)
+		g.t.write(`UPDATE send SET parked = 0 WHERE company = $1 AND queue = $2 AND pos = $3 AND state = 'pending' AND parked = 1`,
+			h.ID.Company, h.ID.Queue, h.ID.Pos)
+		g.woken = append(g.woken, h.ID.Company)
+	}
+	for _, r := range g.changed {
+		g.writeSend(r)
+	}
+	for id, c := range g.companies {
+		if c.repaced {
+			g.t.writeOne(`UPDATE company SET pace = $2 WHERE id = $1`, id, c.pace)
+		}
+	}
+	return nil
+}
+
+const readyShare = `UPDATE share SET ready = 1 WHERE company = $1 AND lane = $2 AND ready = 0
+	AND caller = (SELECT caller FROM queue WHERE company = $1 AND id = $3)`
+
+func (g *ground) writeQueue(id QueueID, q *queueRow) {
+	if len(q.results) == 0 && q.sending == 0 && q.leftScheduled == 0 && !q.ready {
+		return
+	}
+	state := q.state
+	if q.batch && q.done == q.itemCount && q.endedAt == 0 {
+		// The last result of a sealed batch ends it.
+		q.endedAt = g.now
+		if state != "cancelled" {
+			state = "closed"
+		}
+	}
+	g.t.writeOne(`UPDATE queue SET next_result = $3, sending = sending + $4, left_scheduled = left_scheduled + $5,
+			sent = sent + $6, failed = failed + $7, unknown = unknown + $8, cancelled = cancelled + $9, expired = expired + $10,
+			ready = CASE WHEN $11 = 1 THEN 1 ELSE ready END,
+			head_pos = CASE WHEN $12 >= 0 AND head_pos > $12 THEN $12 ELSE head_pos END,
+			state = $13, ended_at = $14
+		WHERE company = $1 AND id = $2`,
+		id.Company, id.Queue, q.nextResult, q.sending, q.leftScheduled,
+		q.results[Sent], q.results[Failed], q.results[Unknown], q.results[Cancelled], q.results[Expired],
+		oneIf(q.ready), q.headPos, state, orNull(q.endedAt))
+}
+
+func (g *ground) writeSend(r *record) {
+	g.t.writeOne(`UPDATE send SET state = $6, parked = $7, attempt = $8, resolved = $9, lease_until = $10, due_at = $11, sent_at = $12,
+			settled_at = $13, result_no = $14, reason = $15, result = $16
+		WHERE company = $1 AND queue = $2 AND pos = $3 AND state = $4 AND COALESCE(claim, 0) = $5`,
+		r.ID.Company, r.ID.Queue, r.ID.Pos, string(r.was), r.Claim,
+		string(r.raw), r.Parked, r.Attempt, oneIf(r.Resolved), orNull(r.LeaseUntil), orNull(r.DueAt), orNull(r.SentAt),
+		orNull(r.SettledAt), orNull(r.ResultNo), r.Reason, r.Result)
+}

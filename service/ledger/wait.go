@@ -1,0 +1,165 @@
+package ledger
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+)
+
+// hub is where callers wait for what is committed, here or by another replica.
+type hub struct {
+	mu     sync.Mutex
+	sends  map[ID]map[chan struct{}]struct{}
+	queues map[QueueID]map[chan struct{}]struct{}
+	wakes  chan []int64 // holds one merged list while nobody reads
+}
+
+func newHub() *hub {
+	return &hub{
+		sends:  map[ID]map[chan struct{}]struct{}{},
+		queues: map[QueueID]map[chan struct{}]struct{}{},
+		wakes:  make(chan []int64, 1),
+	}
+}
+
+// listen registers a new channel under key until end is called.
+func listen[K comparable](h *hub, in map[K]map[chan struct{}]struct{}, key K) (signal chan struct{}, end func()) {
+	signal = make(chan struct{}, 1)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if in[key] == nil {
+		in[key] = map[chan struct{}]struct{}{}
+	}
+	in[key][signal] = struct{}{}
+	return signal, func() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		if delete(in[key], signal); len(in[key]) == 0 {
+			delete(in, key)
+		}
+	}
+}
+
+func signalAll(signals map[chan struct{}]struct{}) {
+	for s := range signals {
+		select {
+		case s <- struct{}{}:
+		default: // it has a signal that was not taken yet
+		}
+	}
+}
+
+// settled signals whoever waits for the send or for results of its queue.
+func (h *hub) settled(id ID) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	signalAll(h.sends[id])
+	signalAll(h.queues[QueueID{id.Company, id.Queue}])
+}
+
+// everything signals all who wait: what they wait for may have happened unseen.
+func (h *hub) everything() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, signals := range h.sends {
+		signalAll(signals)
+	}
+	for _, signals := range h.queues {
+		signalAll(signals)
+	}
+}
+
+// waiting reports whether anybody waits for a send or a queue.
+func (h *hub) waiting() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.sends)+len(h.queues) > 0
+}
+
+// wake adds companies to the list of those with due work.
+func (h *hub) wake(companies []int64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	woken := map[int64]struct{}{}
+	for _, c := range companies {
+		woken[c] = struct{}{}
+	}
+	select {
+	case old := <-h.wakes:
+		for _, c := range old {
+			woken[c] = struct{}{}
+		}
+	default:
+	}
+	h.wakes <- slices.Sorted(maps.Keys(woken)) // has room: only wake sends, one at a time
+}
+
+// Wakes gives the companies that may have something to send that they did not have before. Lists are merged while
+// nobody reads. There is one channel, for one reader.
+func (l *Ledger) Wakes() <-chan []int64 { return l.hub.wakes }
+
+// wake says that companies have due work, here and to the other replicas.
+func (l *Ledger) wake(companies ...int64) {
+	if len(companies) == 0 {
+		return
+	}
+	l.hub.wake(companies)
+	if l.notify != nil {
+		l.notify.woken(companies)
+	}
+}
+
+// settled says that a send has its result, here and to the other replicas.
+func (l *Ledger) settled(id ID) {
+	l.hub.settled(id)
+	if l.notify != nil {
+		l.notify.settled(id)
+	}
+}
+
+// Ready lists all companies that may have due work.
+func (l *Ledger) Ready(ctx context.Context) ([]int64, error) {
+	var ids []int64
+	err := l.query(ctx, `SELECT DISTINCT company FROM share WHERE ready = 1 ORDER BY company`, func(scan scanFunc) error {
+		var id int64
+		err := scan(&id)
+		ids = append(ids, id)
+		return err
+	})
+	return ids, err
+}
+
+// A wait reads its send again after so long, in case every signal failed.
+const rereadAfter = 5 * time.Second
+
+// Wait returns the send once it is final. While the database is away it goes on waiting.
+func (l *Ledger) Wait(ctx context.Context, id ID) (Send, error) {
+	signal, end := listen(l.hub, l.hub.sends, id)
+	defer end()
+	timer := time.NewTimer(rereadAfter)
+	defer timer.Stop()
+	for {
+		s, err := l.Get(ctx, id)
+		switch {
+		case err == nil && s.State.Final(), isOwn(err) && !isUnavailable(err):
+			return s, err
+		case ctx.Err() != nil:
+			return s, ctx.Err()
+		}
+		timer.Reset(rereadAfter)
+		select {
+		case <-signal:
+		case <-timer.C:
+		case <-ctx.Done():
+			return s, ctx.Err()
+		}
+	}
+}
+
+// Subscribe gives a signal after results were added to a queue, here or by another replica, and now and then without
+// a cause. End it.
+func (l *Ledger) Subscribe(id QueueID) (signal <-chan struct{}, end func()) {
+	return listen(l.hub, l.hub.queues, id)
+}
