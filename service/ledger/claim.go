@@ -34,7 +34,7 @@ func (l *Ledger) Claim(ctx context.Context, companies []int64, lease time.Durati
 	companies = slices.Compact(slices.Sorted(slices.Values(companies)))
 	var c *claiming
 	err := l.transact(ctx, func(t *tx) error {
-		c = &claiming{ground: newGround(t), lease: micros(lease), steps: claimSteps, heads: map[int64]*[Bulk + 1]*head{}}
+		c = &claiming{ground: newGround(t), lease: micros(lease), steps: claimSteps, heads: map[laneKey]*head{}}
 		return c.run(companies, decide)
 	})
 	var lost *commitLostError
@@ -60,12 +60,17 @@ type claiming struct {
 	steps int
 	// Hints of queues that were looked at from the beginning since then are believed.
 	believe int64
-	heads   map[int64]*[Bulk + 1]*head // by company and lane
+	heads   map[laneKey]*head
 	more    map[int64]bool
 	lapsed  []*record
 	stale   []*record
 	wrote   bool
 	out     []Claim
+}
+
+type laneKey struct {
+	company int64
+	lane    Lane
 }
 
 // head is a send that may be claimed, and where it was found.
@@ -119,7 +124,7 @@ func (c *claiming) run(companies []int64, decide func(View) Choice) error {
 	for _, id := range companies {
 		if c.claimable(id) {
 			for _, lane := range waiting[id] {
-				if h := c.heads[id][lane]; h == nil || h.busy || h.stale {
+				if h := c.heads[laneKey{id, lane}]; h == nil || h.busy || h.stale {
 					if err := c.search(id, lane); err != nil {
 						return err
 					}
@@ -167,7 +172,7 @@ func (c *claiming) look(companies []int64) (map[int64][]Lane, error) {
 	c.t.read(lookQuery, func(scan scanFunc) error {
 		h := &head{}
 		err := h.scanHead(scan, &h.share.Weight, &h.share.Start, &h.queue.Virtual)
-		c.setHead(h)
+		c.heads[laneKey{h.ID.Company, h.Lane}] = h
 		return err
 	}, list, c.believe)
 	c.t.read(`SELECT `+recordColumns+fromRecord+`WHERE s.company {in 1} AND s.state = 'sending' AND s.lease_until <= {now}
@@ -180,21 +185,10 @@ func (c *claiming) look(companies []int64) (map[int64][]Lane, error) {
 	return waiting, c.t.flush()
 }
 
-func (c *claiming) setHead(h *head) {
-	lanes := c.heads[h.ID.Company]
-	if lanes == nil {
-		lanes = &[Bulk + 1]*head{}
-		c.heads[h.ID.Company] = lanes
-	}
-	lanes[h.Lane] = h
-}
-
 // search goes through a lane's shares and their queues in their order until it finds a send that may be claimed. What it
 // passes over it parks, lets expire or switches off, so that no claim passes over it again.
 func (c *claiming) search(company int64, lane Lane) error {
-	if h := c.heads[company]; h != nil {
-		h[lane] = nil
-	}
+	delete(c.heads, laneKey{company, lane})
 	share, caller := int64(-1), ""
 	for c.spend(company) {
 		var tag Tag
@@ -292,7 +286,7 @@ func (c *claiming) searchQueue(id QueueID, q *head, share Tag) (off, over bool, 
 				c.park(h)
 			default:
 				h.share, h.queue.Virtual = share, share.Virtual
-				c.setHead(h)
+				c.heads[laneKey{h.ID.Company, h.Lane}] = h
 				return false, true, nil
 			}
 		}
@@ -386,12 +380,10 @@ func (c *claiming) answer(company int64, decide func(View) Choice) (*pick, error
 		return nil, nil
 	}
 	view := View{Company: company, Now: c.now, ClaimNo: row.claimNo + 1, Pace: row.pace}
-	if lanes := c.heads[company]; lanes != nil {
-		for lane, h := range lanes {
-			if h != nil && !h.busy && !h.stale {
-				h.share.Virtual = row.virtual[lane]
-				view.Heads = append(view.Heads, Head{Send: h.Send, Share: h.share, Queue: h.queue})
-			}
+	for lane := Urgent; lane <= Bulk; lane++ {
+		if h := c.heads[laneKey{company, lane}]; h != nil && !h.busy && !h.stale {
+			h.share.Virtual = row.virtual[lane]
+			view.Heads = append(view.Heads, Head{Send: h.Send, Share: h.share, Queue: h.queue})
 		}
 	}
 	choice := decide(view)
@@ -409,7 +401,7 @@ func (c *claiming) answer(company int64, decide func(View) Choice) (*pick, error
 		choice.Pace = row.pace
 	}
 	c.wrote = true
-	p := &pick{head: c.heads[company][choice.Lane], choice: choice}
+	p := &pick{head: c.heads[laneKey{company, choice.Lane}], choice: choice}
 	s := p.head.Send
 	s.State, s.Claim, s.LeaseUntil = Sending, row.claimNo+1, c.now+c.lease
 	s.Attempt++

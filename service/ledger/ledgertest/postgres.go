@@ -1,0 +1,242 @@
+// Package ledgertest gives tests a real PostgreSQL.
+package ledgertest
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// Postgres gives the URL of a new, empty database, which is dropped after the test. The server is the one that
+// JELOU_TEST_POSTGRES_URL names, else a throw-away cluster that lives as long as the test binary.
+func Postgres(t testing.TB) string {
+	t.Helper()
+	base, err := server()
+	if err != nil {
+		t.Fatalf("no PostgreSQL for the test: %v\ninstall Debian's package postgresql, or set JELOU_TEST_POSTGRES_URL", err)
+	}
+	name := "test_" + strings.ToLower(rand.Text())
+	mustExec(t, base, "CREATE DATABASE "+name)
+	t.Cleanup(func() { mustExec(t, base, "DROP DATABASE IF EXISTS "+name+" WITH (FORCE)") })
+	u, err := url.Parse(base)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.Path = "/" + name
+	return u.String()
+}
+
+func mustExec(t testing.TB, base, statement string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	conn, err := pgx.Connect(ctx, base)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(ctx)
+	if _, err := conn.Exec(ctx, statement); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// server starts the cluster once per test binary.
+var server = sync.OnceValues(func() (string, error) {
+	if u := os.Getenv("JELOU_TEST_POSTGRES_URL"); u != "" {
+		return u, nil
+	}
+	bin, err := programs()
+	if err != nil {
+		return "", err
+	}
+	c := &Cluster{bin: bin}
+	if err := c.create(); err != nil {
+		return "", err
+	}
+	return c.URL, c.Start()
+})
+
+// Cluster is a PostgreSQL of a test's own, for tests that stop it.
+type Cluster struct {
+	URL     string
+	bin     string
+	dir     string
+	port    int
+	cred    *syscall.Credential
+	keepers []func() error
+}
+
+// NewCluster creates and starts a cluster that ends with the test.
+func NewCluster(t testing.TB) *Cluster {
+	t.Helper()
+	bin, err := programs()
+	if err != nil {
+		t.Fatalf("no PostgreSQL for the test: %v\ninstall Debian's package postgresql", err)
+	}
+	c := &Cluster{bin: bin}
+	t.Cleanup(func() { c.remove() })
+	if err := errors.Join(c.create(), c.Start()); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// programs finds the folder of initdb and postgres.
+func programs() (string, error) {
+	folders, _ := filepath.Glob("/usr/lib/postgresql/*/bin")
+	slices.SortFunc(folders, func(a, b string) int { return version(b) - version(a) })
+	if found, err := exec.LookPath("initdb"); err == nil {
+		if real, err := filepath.EvalSymlinks(found); err == nil {
+			folders = append([]string{filepath.Dir(real)}, folders...)
+		}
+	}
+	for _, folder := range folders {
+		_, noInit := os.Stat(filepath.Join(folder, "initdb"))
+		_, noServer := os.Stat(filepath.Join(folder, "postgres"))
+		if noInit == nil && noServer == nil {
+			return folder, nil
+		}
+	}
+	return "", errors.New("initdb and postgres are neither in PATH nor in /usr/lib/postgresql/*/bin")
+}
+
+func version(folder string) int {
+	n, _ := strconv.Atoi(filepath.Base(filepath.Dir(folder)))
+	return n
+}
+
+// unprivileged is whom the server runs as: PostgreSQL refuses root.
+func unprivileged() (*syscall.Credential, error) {
+	if os.Getuid() != 0 {
+		return nil, nil
+	}
+	for _, name := range []string{"postgres", "nobody"} {
+		if u, err := user.Lookup(name); err == nil {
+			uid, _ := strconv.ParseUint(u.Uid, 10, 32)
+			gid, _ := strconv.ParseUint(u.Gid, 10, 32)
+			return &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}, nil
+		}
+	}
+	return nil, errors.New("running as root, and there is neither a user postgres nor nobody")
+}
+
+func (c *Cluster) create() error {
+	cred, err := unprivileged()
+	if err != nil {
+		return err
+	}
+	c.cred = cred
+	if c.dir, err = os.MkdirTemp("", "jelou-postgres-"); err != nil {
+		return err
+	}
+	if cred != nil {
+		if err := os.Chown(c.dir, int(cred.Uid), int(cred.Gid)); err != nil {
+			return err
+		}
+	}
+	init := c.command("initdb", "-D", c.data(), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
+	if out, err := init.CombinedOutput(); err != nil {
+		return fmt.Errorf("initdb: %w: %s", err, out)
+	}
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	c.port = free.Addr().(*net.TCPAddr).Port
+	c.URL = fmt.Sprintf("postgres://postgres@127.0.0.1:%d/postgres?sslmode=disable", c.port)
+	return free.Close()
+}
+
+func (c *Cluster) data() string { return filepath.Join(c.dir, "data") }
+
+func (c *Cluster) command(program string, args ...string) *exec.Cmd {
+	cmd := exec.Command(filepath.Join(c.bin, program), args...)
+	cmd.Dir = c.dir
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: c.cred}
+	return cmd
+}
+
+// keeper runs the server until its standard input ends, which it does with this process, however that ends; then it
+// removes the cluster.
+const keeper = `"$@" & read -r _; kill -QUIT $!; wait $!; rm -rf "$PWD"`
+
+// Start starts the server and waits until it answers.
+func (c *Cluster) Start() error {
+	log, err := os.Create(filepath.Join(c.dir, "log"))
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	cmd := exec.Command("/bin/sh", "-c", keeper, "sh", filepath.Join(c.bin, "postgres"),
+		"-D", c.data(), "-p", strconv.Itoa(c.port), "-k", "", "-h", "127.0.0.1", "-c", "fsync=on", "-c", "max_connections=200",
+		"-c", "deadlock_timeout=100ms", "-c", "shared_buffers=256MB", "-c", "max_wal_size=4GB")
+	cmd.Dir, cmd.Stdout, cmd.Stderr = c.dir, log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: c.cred}
+	input, err := cmd.StdinPipe()
+	if err != nil {
+		return err
+	}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	c.keepers = append(c.keepers, func() error { input.Close(); return cmd.Wait() })
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	defer cancel()
+	for {
+		conn, err := pgx.Connect(ctx, c.URL)
+		if err == nil {
+			return conn.Close(ctx)
+		}
+		select {
+		case <-ctx.Done():
+			text, _ := os.ReadFile(log.Name())
+			return fmt.Errorf("PostgreSQL does not answer: %w: %s", err, text)
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+// Signal signals the server: SIGINT ends it in order and SIGQUIT like a crash, and for both Signal waits for the end.
+func (c *Cluster) Signal(signal syscall.Signal) error {
+	text, err := os.ReadFile(filepath.Join(c.data(), "postmaster.pid"))
+	if err != nil {
+		return err
+	}
+	first, _, _ := strings.Cut(string(text), "\n")
+	pid, err := strconv.Atoi(first)
+	if err != nil {
+		return err
+	}
+	if err := syscall.Kill(pid, signal); err != nil || (signal != syscall.SIGINT && signal != syscall.SIGQUIT) {
+		return err
+	}
+	for range 3000 {
+		if syscall.Kill(pid, 0) != nil {
+			return nil
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return errors.New("PostgreSQL does not end")
+}
+
+func (c *Cluster) remove() {
+	for _, end := range c.keepers {
+		_ = end()
+	}
+}
