@@ -80,6 +80,9 @@ func (l *Ledger) commitAdds(ctx context.Context, work []*addition) error {
 		l.loose.Store(key, queue)
 	}
 	l.wake(a.woken...)
+	if a.dueAt != 0 {
+		l.dueAt(a.dueAt)
+	}
 	return nil
 }
 
@@ -92,6 +95,7 @@ type adding struct {
 	order  []QueueID
 	made   map[looseKey]int64
 	woken  []int64
+	dueAt  int64 // of the first scheduled send; zero is none
 }
 
 // addingQueue is a queue that sends are added to.
@@ -500,6 +504,9 @@ func (a *adding) count() {
 		switch w.out.Send.State {
 		case Scheduled:
 			q.scheduled++
+			if due := w.out.Send.DueAt; a.dueAt == 0 || due < a.dueAt {
+				a.dueAt = due
+			}
 		case Failed:
 			failed[id]++
 		default:
@@ -583,10 +590,8 @@ func (l *Ledger) patiently(ctx context.Context, fn func() error) error {
 		if err == nil || !errors.Is(err, ErrUnavailable) {
 			return err
 		}
-		select {
-		case <-ctx.Done():
+		if pause(ctx, 50*time.Millisecond); ctx.Err() != nil {
 			return err
-		case <-time.After(50 * time.Millisecond):
 		}
 	}
 }

@@ -359,7 +359,7 @@ func (c *claiming) clear() error {
 	for _, r := range records {
 		if r.raw == Sending {
 			// The claimant has been gone for longer than any request of his may live. Only he could say more.
-			c.lose(r, ReasonUnknown, nil, c.now)
+			c.lapse(r)
 		} else {
 			c.expire(r)
 		}

@@ -330,18 +330,22 @@ func Open(ctx context.Context, c Config) (*Ledger, error) {
 		l.closeDatabase()
 		return nil, err
 	}
-	l.start(c)
+	l.start()
 	return l, nil
 }
 
 // start starts what works in the background for as long as the ledger is open.
-func (l *Ledger) start(c Config) {
+func (l *Ledger) start() {
 	ctx, stop := context.WithCancel(context.Background())
 	l.stop = stop
 	l.adds = newGroup(addGroupSize, l.commitAdds)
 	l.bulkAdds = newGroup(addGroupSize, l.commitAdds)
 	l.changes = newGroup(changeGroupSize, l.commitChanges)
-	for _, run := range []func(context.Context){l.adds.run, l.bulkAdds.run, l.changes.run} {
+	runs := []func(context.Context){l.adds.run, l.bulkAdds.run, l.changes.run}
+	if l.notify != nil {
+		runs = append(runs, l.notify.send, l.notify.listen, l.notify.poll)
+	}
+	for _, run := range runs {
 		l.ending.Go(func() { run(ctx) })
 	}
 }

@@ -1,6 +1,7 @@
 package ledger
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net"
@@ -67,6 +68,9 @@ func setUserTimeout(fd int, d time.Duration) error {
 func (l *Ledger) openPostgres(ctx context.Context, c Config) error {
 	config, err := postgresConfig(c.URL, "jelou-facade "+c.Replica)
 	if err != nil {
+		return err
+	}
+	if l.notify, err = newNotifier(l, cmp.Or(c.ListenURL, c.URL)); err != nil {
 		return err
 	}
 	// Migrations may take longer than any statement of the running service.

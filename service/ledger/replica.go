@@ -65,10 +65,21 @@ var sweeps = []struct {
 	{"lapsed", `SELECT company, queue, pos FROM send WHERE state = 'sending' AND lease_until <= {now} ORDER BY lease_until LIMIT $1`,
 		func(g *ground, r *record) (bool, error) {
 			if r.raw == Sending && r.LeaseUntil <= g.now {
-				g.lose(r, ReasonUnknown, nil, g.now)
+				g.lapse(r)
 			}
 			return true, nil
 		}},
+}
+
+// dueAt tells Run of something that becomes due, where that is before its next look.
+func (l *Ledger) dueAt(at int64) {
+	if at-l.aboutNow() > micros(sweepEvery) {
+		return
+	}
+	select {
+	case l.nudge <- struct{}{}:
+	default:
+	}
 }
 
 // waits reports whether the send is stored as not sent yet.
@@ -89,7 +100,9 @@ func (l *Ledger) Run(ctx context.Context) error {
 		case <-renewal.C:
 			l.report(ctx, "renew the replica's lease", l.renew(ctx))
 		case <-l.nudge:
-			sweep.Reset(0)
+			next, err := l.nextDue(ctx)
+			l.report(ctx, "sweep", err)
+			sweep.Reset(next)
 		case <-sweep.C:
 			next, err := l.sweep(ctx)
 			l.report(ctx, "sweep", err)

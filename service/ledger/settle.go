@@ -55,10 +55,8 @@ func (g *ground) settle(r *record, s *Settlement) (bool, error) {
 		r.SentAt = g.now - micros(s.SentAgo)
 	}
 	switch s.State {
-	case Sent, Failed:
+	case Sent, Failed, Unknown:
 		g.finish(r, s.State, s.Reason, s.Result)
-	case Unknown:
-		g.lose(r, s.Reason, s.Result, due)
 	case Pending:
 		if s.Uncounted {
 			r.Attempt--
@@ -74,7 +72,7 @@ func (g *ground) settle(r *record, s *Settlement) (bool, error) {
 // repeats reports whether a send may be in state is because it was settled as said before.
 func repeats(is, said State) bool {
 	switch said {
-	case Unknown: // as its caller chose: failed, or pending for another attempt
+	case Unknown: // or its lease lapsed before, and its caller's choice was followed
 		return is.Final() || is == Pending
 	case Pending: // or its time was over
 		return is == Pending || is == Expired || is == Cancelled
@@ -245,8 +243,11 @@ func (g *ground) repaced() bool {
 // publish tells who waits, here and in other replicas, what a committed transaction changed.
 func (l *Ledger) publish(g *ground) {
 	l.wake(g.woken...)
-	for i := range g.settled {
-		l.settled(g.settled[i].ID)
+	for _, id := range g.settled {
+		l.settled(id)
+	}
+	if len(g.dueAt) > 0 {
+		l.dueAt(slices.Min(g.dueAt))
 	}
 }
 
@@ -267,6 +268,14 @@ func (l *Ledger) Company(ctx context.Context, name string) (int64, error) {
 		return nil
 	})
 	return id, err
+}
+
+// SetWeight sets the weight of a caller's shares of all lanes, where it has any; new ones begin with that of NewSend.
+func (l *Ledger) SetWeight(ctx context.Context, company int64, caller string, weight int) error {
+	return l.transact(ctx, func(t *tx) error {
+		t.write(`UPDATE share SET weight = $3 WHERE company = $1 AND caller = $2 AND weight <> $3`, company, caller, max(1, weight))
+		return nil
+	})
 }
 
 // ReadPace reads a company's pace bytes and the database's time, without a lock.

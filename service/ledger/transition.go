@@ -32,7 +32,8 @@ type ground struct {
 	changed   []*record
 	freed     map[recipient]struct{}
 	woken     []int64
-	settled   []Send
+	settled   []ID
+	dueAt     []int64
 }
 
 // companyRow is a locked company.
@@ -164,7 +165,7 @@ func (g *ground) finish(r *record, to State, reason string, result []byte) {
 	g.enter(r, to)
 	q.results[to]++
 	r.Reason, r.Result, r.SettledAt = reason, result, g.now
-	g.settled = append(g.settled, r.Send)
+	g.settled = append(g.settled, r.ID)
 }
 
 // expire ends a send whose time or caller is gone. In a cancelled queue it has been read as cancelled, and stays that.
@@ -191,6 +192,7 @@ func (g *ground) requeue(r *record, due int64) {
 	g.enter(r, Pending)
 	if due > g.now {
 		r.Parked, r.DueAt = Backoff, due
+		g.dueAt = append(g.dueAt, due)
 		delete(g.freed, r.recipient()) // it goes on blocking its recipient
 		return
 	}
@@ -218,17 +220,17 @@ func (g *ground) becomeDue(r *record) {
 	g.wake(r, q)
 }
 
-// lose settles an attempt of which nobody can say whether it arrived, as the caller chose.
-func (g *ground) lose(r *record, reason string, result []byte, due int64) {
+// lapse settles an attempt whose lease ended without a word of its claimant, as the caller chose. Whoever claimed it
+// may have been at it until then, and not a moment longer.
+func (g *ground) lapse(r *record) {
 	switch {
 	case r.OnUnknown == Fail:
-		g.finish(r, Failed, reason, result)
+		g.finish(r, Failed, ReasonUnknown, nil)
 	case r.OnUnknown == Retry && r.Attempt < g.t.l.maxAttempts:
-		// Whoever claimed it may be at it until its lease ends, and not a moment longer.
-		r.Reason, r.Result = reason, result
-		g.requeue(r, max(due, r.LeaseUntil))
+		r.Reason = ReasonUnknown
+		g.requeue(r, 0)
 	default:
-		g.finish(r, Unknown, reason, result)
+		g.finish(r, Unknown, ReasonUnknown, nil)
 	}
 }
 

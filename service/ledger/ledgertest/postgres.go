@@ -27,10 +27,11 @@ import (
 // JELOU_TEST_POSTGRES_URL names, else a throw-away cluster that lives as long as the test binary.
 func Postgres(t testing.TB) string {
 	t.Helper()
-	base, err := server()
+	cluster, err := server()
 	if err != nil {
 		t.Fatalf("no PostgreSQL for the test: %v\ninstall Debian's package postgresql, or set JELOU_TEST_POSTGRES_URL", err)
 	}
+	base := cluster.URL
 	name := "test_" + strings.ToLower(rand.Text())
 	mustExec(t, base, "CREATE DATABASE "+name)
 	t.Cleanup(func() { mustExec(t, base, "DROP DATABASE IF EXISTS "+name+" WITH (FORCE)") })
@@ -56,20 +57,20 @@ func mustExec(t testing.TB, base, statement string) {
 	}
 }
 
-// server starts the cluster once per test binary.
-var server = sync.OnceValues(func() (string, error) {
+// server starts the cluster once per test binary, and holds on to it.
+var server = sync.OnceValues(func() (*Cluster, error) {
 	if u := os.Getenv("JELOU_TEST_POSTGRES_URL"); u != "" {
-		return u, nil
+		return &Cluster{URL: u}, nil
 	}
 	bin, err := programs()
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	c := &Cluster{bin: bin}
 	if err := c.create(); err != nil {
-		return "", err
+		return nil, err
 	}
-	return c.URL, c.Start()
+	return c, c.Start()
 })
 
 // Cluster is a PostgreSQL of a test's own, for tests that stop it.
