@@ -70,7 +70,7 @@ func (b *Budget) walk(w *walk) {
 	}
 	w.trips(&b.reply)
 	w.trips(&b.ack)
-	number(w, &b.excess)
+	number(w, &b.late)
 	w.flag(&b.onAck)
 	number(w, &b.cost)
 	number(w, &b.costs)

@@ -230,15 +230,15 @@ func (n *node) pop(served bool) Send {
 // ahead is how many sends go before one of the named child, of which so many go
 // before it in the child itself.
 func (n *node) ahead(name string, weight, waiting int) int {
-	own := n.children[name]
+	own, number := n.children[name], len(n.children)
 	share := Share{Weight: weight, Waiting: waiting}
 	if own != nil {
-		share.Tag = own.tag
+		share.Tag, number = own.tag, own.number
 	}
 	others := make([]Share, 0, len(n.order))
 	for _, c := range n.order {
 		if c != own {
-			others = append(others, Share{Tag: c.tag, Weight: c.weight, Waiting: c.waiting})
+			others = append(others, Share{Tag: c.tag, Weight: c.weight, Waiting: c.waiting, First: c.number < number})
 		}
 	}
 	return Ahead(*n.virtual, share, others)

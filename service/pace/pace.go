@@ -154,7 +154,7 @@ type Budget struct {
 	slots []slot
 
 	reply, ack trips
-	excess     Time // mean of what a slot is taken for, less the window
+	late       Time // mean of what passes beside the trip, from a claim to its evidence
 
 	// Evidence AUTO.
 	onAck      bool // TRANSPORT is in use
@@ -194,6 +194,7 @@ type rule struct {
 	lowerFloor         int64
 	window, margin     Time
 	replyCred, ackCred Time
+	maxCredit          Time
 	gap                Time // between starts that are spread
 	evidence           Evidence
 }
@@ -216,6 +217,7 @@ func (b *Budget) enter(cfg Config, now Time) rule {
 		lowerFloor: int64(or(cfg.LowerFloor, defaultLowerFloor)),
 		window:     window,
 		margin:     micros(or(cfg.Margin, defaultMargin)) + b.pause.widened(now),
+		maxCredit:  or(micros(cfg.FloorCap), window/2),
 		evidence:   cfg.Evidence,
 	}
 	switch {
@@ -229,12 +231,8 @@ func (b *Budget) enter(cfg Config, now Time) rule {
 		b.quiet = now + window + r.margin
 	}
 	r.requests = b.pause.learned(now, r.allowed, window)
-	maxCredit := micros(cfg.FloorCap)
-	if maxCredit == 0 {
-		maxCredit = window / 2
-	}
-	r.replyCred = min(b.reply.credit(now), maxCredit)
-	r.ackCred = min(b.ack.credit(now), maxCredit)
+	r.replyCred = min(b.reply.credit(now), r.maxCredit)
+	r.ackCred = min(b.ack.credit(now), r.maxCredit)
 	r.gap = Time(spreadShare * float64(window) / float64(r.requests))
 	for len(b.slots) < r.requests {
 		b.slots = append(b.slots, slot{})

@@ -59,7 +59,7 @@ const (
 	rejectedFirst = 5 * second
 	rejectedMost  = 300 * second
 
-	throttledAlike = 3 // refused probes before the pause grows
+	throttledAlike = 5 // refused probes before the pause grows
 	throttledMost  = 30 * second
 
 	raiseFirst = 30 * second

@@ -58,9 +58,9 @@ func (b *Budget) Settle(cfg Config, now Time, claim int64, reply Reply) bool {
 	case reply.Outcome == NeverLeft:
 		s.claim = 0
 	case b.acks(r) && reply.AckTrip > 0:
-		b.settled(r, s, s.evidence(now, reply.AckAgo, reply.AckTrip), true)
+		b.anchor(s, s.evidence(now, reply.AckAgo, reply.AckTrip), reply.AckTrip, true)
 	case reply.Outcome != Lost:
-		b.settled(r, s, at, false)
+		b.anchor(s, at, reply.Trip, false)
 	}
 	b.judge(r, s, at, reply, b.pause.probe == probeOut && b.pause.claim == claim)
 	return true
@@ -85,10 +85,12 @@ func (s *slot) evidence(now Time, ago, trip time.Duration) Time {
 	return min(now, max(now-micros(ago), s.taken+micros(trip)))
 }
 
-// settled gives the slot its evidence.
-func (b *Budget) settled(r rule, s *slot, at Time, onAck bool) {
+// anchor gives the slot its evidence.
+func (b *Budget) anchor(s *slot, at Time, trip time.Duration, onAck bool) {
 	s.claim, s.anchor, s.onAck, s.refused = 0, at, onAck, false
-	b.excess = mean(b.excess, max(s.free(r), r.now)-s.taken-r.window)
+	if trip > 0 {
+		b.late = mean(b.late, at-s.taken-micros(trip))
+	}
 }
 
 // meanOf is how many samples a mean remembers.
@@ -155,6 +157,12 @@ func (t *trips) credit(now Time) Time {
 	return max(0, trip-tripsDoubt*max(0, t.mean-trip)/Time(of))
 }
 
+// over is by how much a trip took longer than the fastest.
+func (t *trips) over(now, trip Time) Time {
+	least, _ := t.least(now)
+	return trip - least
+}
+
 // learn takes a reply's trips into account. A faster one than any before
 // shortens the credit of every slot at once.
 func (b *Budget) learn(r *rule, reply Reply) {
@@ -171,9 +179,7 @@ func (b *Budget) learn(r *rule, reply Reply) {
 		r.ackCred = min(r.ackCred, b.ack.credit(r.now))
 	}
 	if trip > 0 && ack > 0 {
-		reply, _ := b.reply.least(r.now)
-		acked, _ := b.ack.least(r.now)
-		b.weigh(*r, (trip-reply)-(ack-acked))
+		b.weigh(*r, b.reply.over(r.now, trip)-b.ack.over(r.now, ack))
 	}
 }
 
