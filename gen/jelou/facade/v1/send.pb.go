@@ -396,7 +396,9 @@ type Send struct {
 	// The send of which this is the replay, or empty.
 	SourceSendId string `protobuf:"bytes,18,opt,name=source_send_id,json=sourceSendId,proto3" json:"source_send_id,omitempty"`
 	// True when a person settled an UNKNOWN by ResolveSend.
-	Resolved      bool `protobuf:"varint,19,opt,name=resolved,proto3" json:"resolved,omitempty"`
+	Resolved bool `protobuf:"varint,19,opt,name=resolved,proto3" json:"resolved,omitempty"`
+	// What was missing in Jelou's answer to an accepted send, for example a destination's notification_id.
+	Warnings      []string `protobuf:"bytes,20,rep,name=warnings,proto3" json:"warnings,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -564,6 +566,13 @@ func (x *Send) GetResolved() bool {
 	return false
 }
 
+func (x *Send) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
+}
+
 // Jelou's id of a notification per destination.
 type Send_SentNotification struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -652,7 +661,7 @@ const file_jelou_facade_v1_send_proto_rawDesc = "" +
 	"\x04Mode\x12\x14\n" +
 	"\x10MODE_UNSPECIFIED\x10\x00\x12\b\n" +
 	"\x04WAIT\x10\x01\x12\t\n" +
-	"\x05QUEUE\x10\x02\"\x84\b\n" +
+	"\x05QUEUE\x10\x02\"\xa0\b\n" +
 	"\x04Send\x12\x17\n" +
 	"\asend_id\x18\x01 \x01(\tR\x06sendId\x121\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x1b.jelou.facade.v1.Send.StateR\x05state\x12\x15\n" +
@@ -676,7 +685,8 @@ const file_jelou_facade_v1_send_proto_rawDesc = "" +
 	"\tsend_time\x18\x10 \x01(\v2\x1a.google.protobuf.TimestampR\bsendTime\x125\n" +
 	"\bend_time\x18\x11 \x01(\v2\x1a.google.protobuf.TimestampR\aendTime\x12$\n" +
 	"\x0esource_send_id\x18\x12 \x01(\tR\fsourceSendId\x12\x1a\n" +
-	"\bresolved\x18\x13 \x01(\bR\bresolved\x1a]\n" +
+	"\bresolved\x18\x13 \x01(\bR\bresolved\x12\x1a\n" +
+	"\bwarnings\x18\x14 \x03(\tR\bwarnings\x1a]\n" +
 	"\x10SentNotification\x12'\n" +
 	"\x0fnotification_id\x18\x01 \x01(\tR\x0enotificationId\x12 \n" +
 	"\vdestination\x18\x02 \x01(\tR\vdestination\"\x86\x01\n" +

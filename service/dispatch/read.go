@@ -1,0 +1,140 @@
+package dispatch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/jelou-facade/jelou-facade/service/jelou"
+	"github.com/jelou-facade/jelou-facade/service/pace"
+)
+
+// ErrTooManyReads is returned when so many reads wait for a company that more would only time out.
+var ErrTooManyReads = errors.New("too many reads wait")
+
+// ErrStopping is returned for a read while the process stops.
+var ErrStopping = errors.New("the process stops")
+
+// maxReads is how many reads of a company may wait.
+const maxReads = 256
+
+// read is a request to Jelou that is no send: it waits for its turn in the lane pace.Read and is not stored.
+type read struct {
+	granted chan grant
+}
+
+type grant struct {
+	claim    int64
+	deadline time.Time
+	err      error
+}
+
+// Read runs f when a read of the company may leave: reads cost the same allowance as sends, and go last. f makes one
+// request and returns what it saw; its error is Read's.
+func (d *Dispatcher) Read(ctx context.Context, companyID int64, f func(context.Context) (jelou.Timing, error)) error {
+	c, ok := d.companies[companyID]
+	if !ok {
+		return fmt.Errorf("company %d is not dispatched here", companyID)
+	}
+	r := &read{granted: make(chan grant, 1)}
+	if d.stopping.Load() {
+		return ErrStopping
+	}
+	if !c.addRead(r) {
+		return ErrTooManyReads
+	}
+	d.nudge()
+	select {
+	case <-ctx.Done():
+		if !c.dropRead(r) {
+			// Its turn came in the same moment, or the process stops: the grant is on its way.
+			if g := <-r.granted; g.err == nil {
+				d.giveBack(ctx, c, g.claim)
+			}
+		}
+		return ctx.Err()
+	case g := <-r.granted:
+		if g.err != nil {
+			return g.err
+		}
+		return d.runRead(ctx, c, g, f)
+	}
+}
+
+func (d *Dispatcher) runRead(ctx context.Context, c *company, g grant, f func(context.Context) (jelou.Timing, error)) error {
+	ctx, cancel := context.WithDeadline(ctx, g.deadline)
+	defer cancel()
+	timing, err := f(ctx)
+	e, _ := errors.AsType[*jelou.Error](err)
+	if e == nil && err != nil {
+		e = &jelou.Error{Outcome: jelou.Unknown}
+	}
+	reply, evidence := replyOf(&jelou.Result{Timing: timing}, e)
+	d.settleRead(ctx, c, g.claim, func() pace.Reply { return aged(reply, evidence) })
+	return err
+}
+
+// giveBack frees a slot that nothing left with.
+func (d *Dispatcher) giveBack(ctx context.Context, c *company, claim int64) {
+	d.settleRead(ctx, c, claim, func() pace.Reply { return pace.Reply{Outcome: pace.NeverLeft} })
+}
+
+// settleRead settles a read's slot. Where that fails the slot is kept until its lease has ended: late, never early.
+func (d *Dispatcher) settleRead(ctx context.Context, c *company, claim int64, reply func() pace.Reply) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaseGrace)
+	defer cancel()
+	err := d.config.Ledger.UpdatePace(ctx, c.ID, func(now int64, state []byte) []byte {
+		return c.settlePace(pace.Time(now), state, claim, reply())
+	})
+	if err != nil {
+		d.log.Warn("settle a read", "company", c.Name, "error", err)
+	}
+	c.wakeAt(time.Now())
+	d.nudge()
+}
+
+func (c *company) addRead(r *read) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.reads) >= maxReads {
+		return false
+	}
+	c.reads = append(c.reads, r)
+	c.due = later(time.Time{}, c.quietUntil)
+	return true
+}
+
+func (c *company) firstRead() *read {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.reads) == 0 {
+		return nil
+	}
+	return c.reads[0]
+}
+
+// dropRead takes a read off the list, and reports whether it was on it: whoever takes it off answers it.
+func (c *company) dropRead(r *read) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	i := slices.Index(c.reads, r)
+	if i < 0 {
+		return false
+	}
+	c.reads = slices.Delete(c.reads, i, i+1)
+	return true
+}
+
+// failReads ends all waiting reads.
+func (d *Dispatcher) failReads() {
+	for _, c := range d.companies {
+		c.mu.Lock()
+		for _, r := range c.reads {
+			r.granted <- grant{err: ErrStopping}
+		}
+		c.reads = nil
+		c.mu.Unlock()
+	}
+}

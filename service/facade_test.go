@@ -1,0 +1,314 @@
+package service_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/genproto/googleapis/api/annotations"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/protoadapt"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
+
+	facadev1 "github.com/jelou-facade/jelou-facade/gen/jelou/facade/v1"
+	"github.com/jelou-facade/jelou-facade/service"
+	"github.com/jelou-facade/jelou-facade/service/dispatch"
+	"github.com/jelou-facade/jelou-facade/service/jelou"
+	"github.com/jelou-facade/jelou-facade/service/jelousim"
+	"github.com/jelou-facade/jelou-facade/service/ledger"
+	"github.com/jelou-facade/jelou-facade/service/pace"
+)
+
+// facade is a real server on real listeners with a real SQLite ledger, in front of the simulator.
+type facade struct {
+	*testing.T
+	sim    *jelousim.Server
+	ledger *ledger.Ledger
+	conn   *grpc.ClientConn
+	rest   string
+	logs   *bytes.Buffer
+	stop   context.CancelFunc
+	ended  chan error
+}
+
+// setup is what a test may want different.
+type setup struct {
+	sim     jelousim.Config
+	baseURL string // of Jelou, instead of the simulator
+	secret  string
+	pace    pace.Config
+}
+
+// newFacade starts everything; the end of the test stops it and checks what must hold after every scenario.
+func newFacade(t *testing.T, change func(*setup)) *facade {
+	t.Helper()
+	s := setup{sim: jelousim.Sandbox(), secret: "sandbox", pace: pace.Config{Requests: 50, Window: 100 * time.Millisecond}}
+	s.sim.Rate = jelousim.Rate{Requests: 50, Window: jelousim.Duration(100 * time.Millisecond)}
+	s.sim.Processing = jelousim.Processing{}
+	if change != nil {
+		change(&s)
+	}
+	f := &facade{T: t, sim: jelousim.New(s.sim), logs: &bytes.Buffer{}, ended: make(chan error, 1)}
+	upstream := httptest.NewServer(f.sim)
+	t.Cleanup(upstream.Close)
+	if s.baseURL == "" {
+		s.baseURL = upstream.URL
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	f.stop = stop
+	var err error
+	log := slog.New(slog.NewJSONHandler(f.logs, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	f.ledger, err = ledger.Open(ctx, ledger.Config{Path: filepath.Join(t.TempDir(), "ledger.db"), Replica: t.Name(), Logger: log})
+	f.must(err)
+	client, err := jelou.New(jelou.Config{BaseURL: s.baseURL, AttemptTimeout: 2 * time.Second, Credential: func() (string, string, error) { return "sandbox", s.secret, nil }})
+	f.must(err)
+	id, err := f.ledger.Company(ctx, "sandbox")
+	f.must(err)
+	company := &dispatch.Company{ID: id, Name: "sandbox", Client: client, Pace: s.pace, AttemptTimeout: 2 * time.Second}
+	server, err := service.New(service.Config{
+		GRPCAddress: "127.0.0.1:0", HTTPAddress: "127.0.0.1:0", Ledger: f.ledger, DrainTimeout: 3 * time.Second, Logger: log,
+		Bots: map[string]*dispatch.Company{"demo": company, "disabled": company, "+593900000000": company},
+	})
+	f.must(err)
+	f.rest = "http://" + server.HTTPAddr().String()
+	f.conn, err = grpc.NewClient(server.GRPCAddr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	f.must(err)
+	go func() { f.ended <- server.Run(ctx) }()
+	t.Cleanup(func() {
+		f.must(f.conn.Close())
+		stop()
+		f.must(<-f.ended)
+		f.checkInvariants()
+		f.must(f.ledger.Close())
+		client.Close()
+	})
+	return f
+}
+
+func (f *facade) must(err error) {
+	f.Helper()
+	if err != nil {
+		f.Fatal(err)
+	}
+}
+
+// checkInvariants is what must hold after every scenario.
+func (f *facade) checkInvariants() {
+	f.Helper()
+	if err := f.ledger.CheckInvariant(context.Background()); err != nil {
+		f.Error(err)
+	}
+	if r := f.sim.Report(); r.Duplicates != 0 {
+		f.Errorf("the simulator saw %d sends twice: %+v", r.Duplicates, r.Doubled)
+	}
+}
+
+// transport is a way to call the facade: every case runs over each.
+type transport struct {
+	name string
+	call func(ctx context.Context, f *facade, method string, request, response proto.Message) (http.Header, error)
+}
+
+var transports = []transport{{"gRPC", overGRPC}, {"REST", overREST}}
+
+// onEach runs a case over every transport.
+func onEach(t *testing.T, run func(t *testing.T, tr transport)) {
+	for _, tr := range transports {
+		t.Run(tr.name, func(t *testing.T) { run(t, tr) })
+	}
+}
+
+func overGRPC(ctx context.Context, f *facade, method string, request, response proto.Message) (http.Header, error) {
+	var md metadata.MD
+	err := f.conn.Invoke(ctx, "/jelou.facade.v1."+method, request, response, grpc.Header(&md))
+	h := http.Header{}
+	for name, values := range md {
+		for _, v := range values {
+			h.Add(name, v)
+		}
+	}
+	return h, err
+}
+
+// overREST calls by the method's HTTP annotation, as any REST client would.
+func overREST(ctx context.Context, f *facade, method string, request, response proto.Message) (http.Header, error) {
+	verb, path, body := restRequest(f, method, request)
+	r, err := http.NewRequestWithContext(ctx, verb, f.rest+path, bytes.NewReader(body))
+	f.must(err)
+	if len(body) > 0 {
+		r.Header.Set("Content-Type", "application/json")
+	}
+	if deadline, ok := ctx.Deadline(); ok {
+		r.Header.Set("Grpc-Timeout", fmt.Sprintf("%dm", time.Until(deadline).Milliseconds()))
+	}
+	answer, err := http.DefaultClient.Do(r)
+	if err != nil {
+		return nil, err
+	}
+	defer answer.Body.Close()
+	data, err := io.ReadAll(answer.Body)
+	f.must(err)
+	if answer.StatusCode == http.StatusOK {
+		f.must(protojson.Unmarshal(data, response))
+		return answer.Header, nil
+	}
+	st := restStatus(f, data)
+	if got := answer.StatusCode; got != restCode(data) {
+		f.Errorf("HTTP status %d and error.code %d differ", got, restCode(data))
+	}
+	answer.Header.Set("Test-Http-Status", fmt.Sprint(answer.StatusCode))
+	return answer.Header, st.Err()
+}
+
+func restRequest(f *facade, method string, request proto.Message) (verb, path string, body []byte) {
+	f.Helper()
+	d, err := protoregistry.GlobalFiles.FindDescriptorByName(protoreflect.FullName("jelou.facade.v1." + strings.Replace(method, "/", ".", 1)))
+	f.must(err)
+	rule := proto.GetExtension(d.Options(), annotations.E_Http).(*annotations.HttpRule)
+	verb, path = http.MethodPost, rule.GetPost()
+	if path == "" {
+		verb, path = http.MethodGet, rule.GetGet()
+	}
+	rest := proto.Clone(request).ProtoReflect()
+	fields := rest.Descriptor().Fields()
+	for i := range fields.Len() {
+		name := "{" + string(fields.Get(i).Name()) + "}"
+		if strings.Contains(path, name) {
+			path = strings.Replace(path, name, url.PathEscape(rest.Get(fields.Get(i)).String()), 1)
+			rest.Clear(fields.Get(i))
+		}
+	}
+	if verb == http.MethodPost {
+		body, err = protojson.MarshalOptions{UseProtoNames: true}.Marshal(rest.Interface())
+		f.must(err)
+		return verb, path, body
+	}
+	query := url.Values{}
+	rest.Range(func(fd protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+		switch {
+		case fd.IsList():
+			for i := range v.List().Len() {
+				query.Add(string(fd.Name()), fmt.Sprint(v.List().Get(i).Interface()))
+			}
+		case fd.IsMap():
+			v.Map().Range(func(k protoreflect.MapKey, v protoreflect.Value) bool {
+				query.Add(fmt.Sprintf("%s[%s]", fd.Name(), k.String()), v.String())
+				return true
+			})
+		default:
+			query.Set(string(fd.Name()), fmt.Sprint(v.Interface()))
+		}
+		return true
+	})
+	if len(query) > 0 {
+		path += "?" + query.Encode()
+	}
+	return verb, path, nil
+}
+
+// restErrorShape is AIP-193's.
+type restErrorShape struct {
+	Error struct {
+		Code    int
+		Status  string
+		Message string
+		Details []json.RawMessage
+	}
+}
+
+func restCode(data []byte) int {
+	var shape restErrorShape
+	_ = json.Unmarshal(data, &shape)
+	return shape.Error.Code
+}
+
+// restStatus reads an error's body back into a status, strictly.
+func restStatus(f *facade, data []byte) *status.Status {
+	f.Helper()
+	var shape restErrorShape
+	decoder := json.NewDecoder(bytes.NewReader(data))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(&shape); err != nil {
+		f.Fatalf("%v: no error of AIP-193's shape: %s", err, data)
+	}
+	var code codes.Code
+	f.must(code.UnmarshalJSON([]byte(`"` + shape.Error.Status + `"`)))
+	st := status.New(code, shape.Error.Message)
+	for _, raw := range shape.Error.Details {
+		for _, m := range []proto.Message{&errdetails.ErrorInfo{}, &errdetails.RetryInfo{}, &errdetails.BadRequest{}, &errdetails.QuotaFailure{}} {
+			var fields map[string]json.RawMessage
+			f.must(json.Unmarshal(raw, &fields))
+			if string(fields["@type"]) != `"type.googleapis.com/`+string(m.ProtoReflect().Descriptor().FullName())+`"` {
+				continue
+			}
+			delete(fields, "@type")
+			plain, err := json.Marshal(fields)
+			f.must(err)
+			f.must(protojson.Unmarshal(plain, m))
+			st, err = st.WithDetails(protoadapt.MessageV1Of(m))
+			f.must(err)
+		}
+	}
+	return st
+}
+
+func reasonOf(err error) string {
+	info := detailOf[*errdetails.ErrorInfo](err)
+	return info.GetReason()
+}
+
+func detailOf[T any](err error) (found T) {
+	for _, d := range status.Convert(err).Details() {
+		if t, ok := d.(T); ok {
+			return t
+		}
+	}
+	return found
+}
+
+// textTo is a request for a text to a user.
+func textTo(user, text string) *facadev1.SendMessageRequest {
+	return &facadev1.SendMessageRequest{BotId: "demo", UserId: user, Message: &facadev1.Message{Content: &facadev1.Message_Text{Text: &facadev1.TextContent{Text: text}}}}
+}
+
+const openUser = "593991234567"
+
+// sendText sends a text and returns what came.
+func (f *facade) sendText(tr transport, r *facadev1.SendMessageRequest) (*facadev1.Send, http.Header, error) {
+	f.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	response := &facadev1.SendMessageResponse{}
+	h, err := tr.call(ctx, f, "MessageService/SendMessage", r, response)
+	return response.Send, h, err
+}
+
+// freeAddress is a loopback address that nobody listens on.
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}

@@ -1,0 +1,207 @@
+package service
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"regexp"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"buf.build/go/protovalidate"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/proto"
+
+	facadev1 "github.com/jelou-facade/jelou-facade/gen/jelou/facade/v1"
+)
+
+// A guard stands before every method, unary and stream, over gRPC and REST: it observes (a request id, one line of log),
+// recovers from panics, and validates. It is one type so that the two halves cannot drift apart.
+type guard struct {
+	log       *slog.Logger
+	validator protovalidate.Validator
+}
+
+// Unary guards a unary method.
+func (g *guard) Unary(ctx context.Context, request any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (response any, err error) {
+	ctx, c := g.begin(ctx, info.FullMethod)
+	if err := grpc.SetHeader(ctx, metadata.Pairs(headerRequestID, c.id)); err != nil {
+		return nil, err
+	}
+	defer func() { err = g.end(ctx, c, recover(), err) }()
+	if err := g.validate(request); err != nil {
+		return nil, err
+	}
+	return next(ctx, request)
+}
+
+// Stream guards a streaming method.
+func (g *guard) Stream(server any, stream grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) (err error) {
+	ctx, c := g.begin(stream.Context(), info.FullMethod)
+	if err := stream.SetHeader(metadata.Pairs(headerRequestID, c.id)); err != nil {
+		return err
+	}
+	defer func() { err = g.end(ctx, c, recover(), err) }()
+	return next(server, &guardedStream{stream, ctx, g})
+}
+
+// guardedStream validates what it receives.
+type guardedStream struct {
+	grpc.ServerStream
+	ctx   context.Context
+	guard *guard
+}
+
+func (s *guardedStream) Context() context.Context { return s.ctx }
+
+func (s *guardedStream) RecvMsg(m any) error {
+	if err := s.ServerStream.RecvMsg(m); err != nil {
+		return err
+	}
+	return s.guard.validate(m)
+}
+
+// call is what the log says about a call.
+type call struct {
+	id     string
+	method string
+	start  time.Time
+	attrs  []slog.Attr
+}
+
+type callKey struct{}
+
+// note adds to the line that is logged at the end of the call. Never a phone number, text or credential.
+func note(ctx context.Context, attrs ...slog.Attr) {
+	if c, ok := ctx.Value(callKey{}).(*call); ok {
+		c.attrs = append(c.attrs, attrs...)
+	}
+}
+
+var requestIDForm = regexp.MustCompile(`^[A-Za-z0-9._-]{1,128}$`)
+
+func (g *guard) begin(ctx context.Context, method string) (context.Context, *call) {
+	id := requestIDOrNew(first(metadata.ValueFromIncomingContext(ctx, headerRequestID)))
+	c := &call{id: id, method: method, start: time.Now()}
+	return context.WithValue(ctx, callKey{}, c), c
+}
+
+// requestIDOrNew is the id that a caller gave a call, or a new one.
+func requestIDOrNew(id string) string {
+	if requestIDForm.MatchString(id) {
+		return id
+	}
+	var b [12]byte
+	rand.Read(b[:])
+	return hex.EncodeToString(b[:])
+}
+
+// end turns whatever ended the call into a status of the table and logs one line.
+func (g *guard) end(ctx context.Context, c *call, panicked any, err error) error {
+	if panicked != nil {
+		// The panic's value may quote a request: only its type and the stack's functions are logged.
+		err = newFault(facadev1.ErrorReason_INTERNAL, internalMessage).because(fmt.Errorf("panic of type %T\n%s", panicked, debug.Stack()))
+	}
+	st := toStatus(err)
+	level, attrs := slog.LevelInfo, []slog.Attr{
+		slog.String("method", c.method), slog.String("code", st.Code().String()),
+		slog.Duration("took", time.Since(c.start)), slog.String("request_id", c.id),
+	}
+	if err != nil {
+		info := errorInfo(st)
+		attrs = append(attrs, slog.String("reason", info.GetReason()))
+		if info.GetReason() == facadev1.ErrorReason_INTERNAL.String() {
+			level = slog.LevelError
+			attrs = append(attrs, slog.String("cause", privateCause(err)))
+		}
+	}
+	g.log.LogAttrs(ctx, level, "call", append(attrs, c.attrs...)...)
+	return st.Err()
+}
+
+// privateCause is the text of what was wrapped, for the log.
+func privateCause(err error) string {
+	if cause := errors.Unwrap(err); cause != nil {
+		return cause.Error()
+	}
+	return err.Error()
+}
+
+// validate checks a request against the rules of its proto.
+func (g *guard) validate(request any) error {
+	m, ok := request.(proto.Message)
+	if !ok {
+		return newFault(facadev1.ErrorReason_INTERNAL, internalMessage).because(fmt.Errorf("request is a %T", request))
+	}
+	if f := undecodable(m); f != nil {
+		return f
+	}
+	return fieldFault(g.validator.Validate(m))
+}
+
+// fieldFault makes INVALID_FIELD of the violations that protovalidate found; nil for none.
+func fieldFault(err error) error {
+	if err == nil {
+		return nil
+	}
+	invalid, ok := errors.AsType[*protovalidate.ValidationError](err)
+	if !ok {
+		return newFault(facadev1.ErrorReason_INTERNAL, internalMessage).because(err)
+	}
+	f := &fault{reason: facadev1.ErrorReason_INVALID_FIELD}
+	seen := map[string]bool{}
+	for _, v := range invalid.Violations {
+		field, description := violationText(v)
+		// One empty field may break two rules; the first says enough.
+		if seen[field] {
+			continue
+		}
+		seen[field] = true
+		f.fields = append(f.fields, &errdetails.BadRequest_FieldViolation{Field: field, Description: description})
+	}
+	f.message = fmt.Sprintf("%s: %s", f.fields[0].Field, f.fields[0].Description)
+	if n := len(f.fields) - 1; n > 0 {
+		f.message += fmt.Sprintf(" (and %d more)", n)
+	}
+	return f
+}
+
+// violationText names the field and the rule. Rules about two fields name theirs in front of a colon.
+func violationText(v *protovalidate.Violation) (field, description string) {
+	field = protovalidate.FieldPathString(v.Proto.GetField())
+	description = v.Proto.GetMessage()
+	if description == "" {
+		description = "breaks the rule " + v.Proto.GetRuleId()
+	}
+	if name, rest, ok := strings.Cut(description, ": "); ok && fieldName.MatchString(name) {
+		field, description = strings.TrimPrefix(field+"."+name, "."), rest
+	}
+	return field, description
+}
+
+var fieldName = regexp.MustCompile(`^[a-z_]{1,40}$`)
+
+// undecodable is the fault that the codec noted in a request that it could not decode; nil for a good one.
+func undecodable(m proto.Message) *fault {
+	switch string(m.ProtoReflect().GetUnknown()) {
+	case markTooLarge:
+		return newFault(facadev1.ErrorReason_REQUEST_TOO_LARGE, "the request is larger than %d MiB; send fewer items at once", maxRequestBytes>>20)
+	case markMalformed:
+		return newFault(facadev1.ErrorReason_INVALID_FIELD, "the request is no valid protobuf message of this method; generate the client from the same proto files")
+	}
+	return nil
+}
+
+// first is the first of values, or "".
+func first(values []string) string {
+	if len(values) == 0 {
+		return ""
+	}
+	return values[0]
+}

@@ -1,0 +1,338 @@
+package service
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"strconv"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	facadev1 "github.com/jelou-facade/jelou-facade/gen/jelou/facade/v1"
+	"github.com/jelou-facade/jelou-facade/service/jelou"
+	"github.com/jelou-facade/jelou-facade/service/ledger"
+)
+
+// Bounds in time.
+const (
+	maxWaitWithoutID = time.Minute      // of a call that nobody could ask about later
+	maxWait          = 10 * time.Minute // of any call
+	maxAhead         = 30 * 24 * time.Hour
+	queuedExpiry     = 24 * time.Hour // of a queued send that names none
+	settleGrace      = 5 * time.Second
+	lookUpEvery      = 100 * time.Millisecond
+)
+
+// A single is a request for one send: SendMessageRequest or SendNotificationRequest.
+type single interface {
+	GetBotId() string
+	GetRequestId() string
+	GetValidateOnly() bool
+	GetMode() facadev1.SendOptions_Mode
+	GetOptions() *facadev1.SendOptions
+}
+
+// anonymous is the caller of a server without authentication.
+const anonymous = "anonymous"
+
+type messageServer struct {
+	facadev1.UnimplementedMessageServiceServer
+	*core
+}
+
+// SendMessage sends one message.
+func (s *messageServer) SendMessage(ctx context.Context, r *facadev1.SendMessageRequest) (*facadev1.SendMessageResponse, error) {
+	item := &facadev1.BatchItem{UserId: r.UserId, Content: &facadev1.BatchItem_Message{Message: r.Message}}
+	send, err := s.sendOne(ctx, r, item)
+	if err != nil {
+		return nil, err
+	}
+	return &facadev1.SendMessageResponse{Send: send, Warnings: jelou.Warnings(item)}, nil
+}
+
+// sendOne is the path of every single send: stored, then waited for.
+func (s *core) sendOne(ctx context.Context, r single, item *facadev1.BatchItem) (*facadev1.Send, error) {
+	company, err := s.companyOf(r.GetBotId())
+	if err != nil {
+		return nil, err
+	}
+	requestID, err := requestIDOf(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	item, f := normalize(item)
+	if f != nil {
+		return nil, f
+	}
+	n, err := newSend(company.ID, r.GetBotId(), item, r.GetOptions(), facadev1.SendOptions_NORMAL)
+	if err != nil {
+		return nil, err
+	}
+	n.RequestID = requestID
+	note(ctx, slog.String("bot", r.GetBotId()), slog.String("kind", n.Kind))
+	if r.GetValidateOnly() {
+		return nil, nil
+	}
+	s.quotaHeaders(ctx, company)
+	if r.GetMode() == facadev1.SendOptions_QUEUE {
+		return s.queueOne(ctx, n)
+	}
+	return s.waitForOne(ctx, n, r.GetOptions())
+}
+
+// requestIDOf is the request_id of the body or of the Idempotency-Key header, and refuses a repeated attempt without one.
+func requestIDOf(ctx context.Context, r single) (string, error) {
+	id := r.GetRequestId()
+	if header := first(metadata.ValueFromIncomingContext(ctx, headerIdempotencyKey)); header != "" {
+		key := idempotencyKey(header)
+		if !requestIDForm.MatchString(key) {
+			return "", invalidField("request_id", "the Idempotency-Key header must be 1 to 128 letters, digits, dots, dashes or underscores")
+		}
+		if id != "" && id != key {
+			return "", invalidField("request_id", "differs from the Idempotency-Key header; send one of them")
+		}
+		id = key
+	}
+	if r.GetValidateOnly() && id != "" {
+		return "", invalidField("request_id", "must be empty with validate_only: nothing is stored that it could name")
+	}
+	if id == "" && repeated(ctx) {
+		return "", newFault(facadev1.ErrorReason_RETRY_WITHOUT_REQUEST_ID, "this is an automatic retry of a send without request_id, which could send twice; set request_id")
+	}
+	return id, nil
+}
+
+// idempotencyKey reads the header as an RFC 8941 string or bare.
+func idempotencyKey(header string) string {
+	if s, err := strconv.Unquote(header); err == nil && strings.HasPrefix(header, `"`) {
+		return s
+	}
+	return header
+}
+
+// repeated reports whether gRPC's own retry or Envoy's says that this is not the first attempt.
+func repeated(ctx context.Context) bool {
+	for header, firstAttempt := range map[string]int{"grpc-previous-rpc-attempts": 0, "x-envoy-attempt-count": 1} {
+		if n, err := strconv.Atoi(first(metadata.ValueFromIncomingContext(ctx, header))); err == nil && n > firstAttempt {
+			return true
+		}
+	}
+	return false
+}
+
+// newSend is the row of a normalised item.
+func newSend(company int64, botID string, item *facadev1.BatchItem, o *facadev1.SendOptions, lane facadev1.SendOptions_Lane) (ledger.NewSend, error) {
+	body, err := proto.Marshal(&facadev1.BatchItem{UserId: item.UserId, Content: item.Content})
+	if err != nil {
+		return ledger.NewSend{}, err
+	}
+	if o.GetLane() != facadev1.SendOptions_LANE_UNSPECIFIED {
+		lane = o.GetLane()
+	}
+	n := ledger.NewSend{
+		Company: company, Lane: ledger.Lane(lane), Caller: anonymous,
+		Bot: botID, Recipient: recipientOf(item), Kind: kindOf(item), Body: body,
+		Hash: contentHash(botID, item), HashVersion: hashVersion,
+		OnUnknown: onUnknown[o.GetOnUnknown()],
+	}
+	if len(o.GetLabels()) > 0 {
+		labels, err := json.Marshal(o.GetLabels())
+		if err != nil {
+			return ledger.NewSend{}, err
+		}
+		n.Labels = string(labels)
+	}
+	now := time.Now()
+	if n.ExpireAt, err = future("options.expire_time", o.GetExpireTime(), now); err != nil {
+		return n, err
+	}
+	if n.DueAt, err = future("options.schedule_time", o.GetScheduleTime(), now); err != nil {
+		return n, err
+	}
+	if n.DueAt != 0 && n.ExpireAt != 0 && n.ExpireAt <= n.DueAt {
+		return n, invalidField("options.expire_time", "must be after schedule_time")
+	}
+	return n, nil
+}
+
+var onUnknown = map[facadev1.SendOptions_OnUnknown]ledger.OnUnknown{
+	facadev1.SendOptions_HOLD: ledger.Hold, facadev1.SendOptions_RETRY: ledger.Retry, facadev1.SendOptions_FAIL: ledger.Fail,
+}
+
+// future is a time of the caller's in microseconds, checked; 0 when absent.
+func future(field string, t *timestamppb.Timestamp, now time.Time) (int64, error) {
+	if t == nil {
+		return 0, nil
+	}
+	if err := t.CheckValid(); err != nil {
+		return 0, invalidField(field, "is no valid time")
+	}
+	switch at := t.AsTime(); {
+	case !at.After(now):
+		return 0, invalidField(field, "must be in the future")
+	case at.Sub(now) > maxAhead:
+		return 0, invalidField(field, "must be at most 30 days ahead")
+	default:
+		return at.UnixMicro(), nil
+	}
+}
+
+// queueOne answers once the send is durable.
+func (s *core) queueOne(ctx context.Context, n ledger.NewSend) (*facadev1.Send, error) {
+	if n.ExpireAt == 0 {
+		start := time.Now()
+		if n.DueAt != 0 {
+			start = time.UnixMicro(n.DueAt)
+		}
+		n.ExpireAt = start.Add(queuedExpiry).UnixMicro()
+	}
+	if err := s.admit(ctx, n, time.Until(time.UnixMicro(n.ExpireAt))); err != nil {
+		return nil, err
+	}
+	row, err := s.add(ctx, n)
+	if err != nil {
+		return nil, err
+	}
+	return s.toSend(ctx, row)
+}
+
+// waitForOne answers with the send's end, within the call's deadline. An error is answered only with the row's final state, so
+// the row is expired before a caller is told that time is up; where that fails, it has been claimed, and nobody
+// can say yet.
+func (s *core) waitForOne(ctx context.Context, n ledger.NewSend, o *facadev1.SendOptions) (*facadev1.Send, error) {
+	if n.DueAt != 0 {
+		return nil, invalidField("options.schedule_time", "needs mode QUEUE: nobody waits that long for an answer")
+	}
+	wait := waitOf(ctx, n.RequestID != "")
+	n.ExpireIn, n.OwnerBound = wait, n.RequestID == ""
+	if o.GetExpireTime() != nil {
+		wait = min(wait, time.Until(o.GetExpireTime().AsTime()))
+	}
+	if err := s.admit(ctx, n, wait); err != nil {
+		return nil, err
+	}
+	waiting, stop := context.WithTimeout(ctx, waitOf(ctx, n.RequestID != ""))
+	defer stop()
+	drained := make(chan struct{})
+	defer close(drained)
+	go func() {
+		select {
+		case <-s.stopping:
+			stop()
+		case <-drained:
+		}
+	}()
+	for {
+		row, err := s.add(ctx, n)
+		if err != nil {
+			return nil, err
+		}
+		id := row.ID
+		if row, err = s.ledger.Wait(waiting, id); err != nil {
+			return s.giveUp(ctx, id)
+		}
+		if row.State == ledger.Expired && n.RequestID != "" && waiting.Err() == nil && expiredWithOther(row, n) {
+			continue // joined a send whose own caller left: it never left, so it starts again for this one
+		}
+		return s.answer(ctx, row)
+	}
+}
+
+// expiredWithOther reports whether the row expired by somebody else's deadline rather than the send's own.
+func expiredWithOther(row ledger.Send, n ledger.NewSend) bool {
+	return n.ExpireAt == 0 || time.Now().UnixMicro() < n.ExpireAt
+}
+
+// waitOf is how long a call waits: to its deadline, less what the answer needs to reach the caller in time.
+func waitOf(ctx context.Context, hasID bool) time.Duration {
+	bound := maxWaitWithoutID
+	if hasID {
+		bound = maxWait
+	}
+	deadline, ok := ctx.Deadline()
+	if !ok {
+		return maxWaitWithoutID
+	}
+	left := time.Until(deadline)
+	return min(bound, left-min(left/10, 50*time.Millisecond))
+}
+
+// add stores one send, or finds the one that it repeats.
+func (s *core) add(ctx context.Context, n ledger.NewSend) (ledger.Send, error) {
+	if s.drains() {
+		return ledger.Send{}, newFault(facadev1.ErrorReason_DRAINING, "the server stops; nothing was sent")
+	}
+	added, err := s.ledger.Add(ctx, []ledger.NewSend{n})
+	switch {
+	case errors.Is(err, ledger.ErrUncertain):
+		// The commit's answer was lost: the row is there or not, and only the row can say.
+		return s.lookUp(ctx, added[0].Send.ID, err)
+	case err != nil:
+		return ledger.Send{}, err
+	case added[0].Err != nil:
+		return ledger.Send{}, added[0].Err
+	}
+	note(ctx, slog.String("send_id", added[0].Send.ID.String()), slog.Bool("joined", added[0].Joined))
+	return added[0].Send, nil
+}
+
+// lookUp finds out whether a send was stored, for as long as the call lasts.
+func (s *core) lookUp(ctx context.Context, id ledger.ID, lost error) (ledger.Send, error) {
+	for {
+		row, err := s.ledger.Get(ctx, id)
+		switch {
+		case errors.Is(err, ledger.ErrNotFound):
+			return row, newFault(facadev1.ErrorReason_LEDGER_UNAVAILABLE, "the ledger's database was lost while it stored the send; nothing was sent").because(lost)
+		case err == nil:
+			return row, nil
+		}
+		select {
+		case <-ctx.Done():
+			return row, unknownOutcome(id).because(lost)
+		case <-time.After(lookUpEvery):
+		}
+	}
+}
+
+// giveUp ends a wait whose time is up, whose caller left, or whose server stops: the row must not leave any more, or has left
+// already. A request that is under way while the server stops is waited for.
+func (s *core) giveUp(ctx context.Context, id ledger.ID) (*facadev1.Send, error) {
+	settle, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleGrace)
+	defer cancel()
+	row, expired, err := s.ledger.Expire(settle, id)
+	switch {
+	case err != nil:
+		// It is pending or under way, and its expire_time holds without us; but nobody can say which.
+		return nil, unknownOutcome(id).because(err)
+	case expired && s.drains():
+		return nil, newFault(facadev1.ErrorReason_DRAINING, "the server stops; the send was not sent and is expired").with("send_id", id.String())
+	case !row.State.Final() && s.drains():
+		if row, err = s.ledger.Wait(ctx, id); err != nil {
+			return nil, unknownOutcome(id).because(err)
+		}
+	case !row.State.Final():
+		return nil, unknownOutcome(id)
+	}
+	return s.answer(ctx, row)
+}
+
+func unknownOutcome(id ledger.ID) *fault {
+	return newFault(facadev1.ErrorReason_OUTCOME_UNKNOWN, "the send was under way when the call's time was up; GetSend tells what became of it").with("send_id", id.String())
+}
+
+// answer is what a waiting call gets for a row: the send when it is SENT, and the row's error otherwise.
+func (s *core) answer(ctx context.Context, row ledger.Send) (*facadev1.Send, error) {
+	send, err := s.toSend(ctx, row)
+	if err != nil {
+		return nil, err
+	}
+	if row.State == ledger.Sent {
+		return send, nil
+	}
+	return nil, statusError{send.Error}
+}

@@ -1,0 +1,306 @@
+// Package service is jelou-facade itself: the gRPC services, their REST gateway, and the life of the process. Every call,
+// over gRPC or REST, passes one guard and one table of errors; every send becomes a row of the ledger and is sent by the
+// dispatcher.
+package service
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"buf.build/go/protovalidate"
+	"github.com/fullstorydev/grpchan/inprocgrpc"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/reflection"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	facadev1 "github.com/jelou-facade/jelou-facade/gen/jelou/facade/v1"
+	"github.com/jelou-facade/jelou-facade/service/dispatch"
+	"github.com/jelou-facade/jelou-facade/service/ledger"
+	"github.com/jelou-facade/jelou-facade/service/pace"
+)
+
+// Config is what a Server works with.
+type Config struct {
+	GRPCAddress string // host:port; port 0 takes a free one
+	HTTPAddress string
+
+	Ledger *ledger.Ledger // open; the server runs it, the caller closes it
+	// Companies by bot, each with an id of the Ledger.
+	Bots map[string]*dispatch.Company
+
+	DrainTimeout time.Duration // for running calls at the stop; zero is 20s
+	Bounds       Bounds
+
+	Logger *slog.Logger // nil logs nothing
+}
+
+// Bounds are how many sends of a company may wait; zero is no bound of that kind, but for the company's.
+type Bounds struct {
+	Company, Lane, Caller int64
+}
+
+const (
+	defaultDrainTimeout = 20 * time.Second
+	defaultCompanyBound = 2_000_000
+)
+
+// Bounds of what clients may do to the process.
+const (
+	maxConcurrentStreams = 1000
+	maxHeaderBytes       = 16 << 10
+	connectionTimeout    = 10 * time.Second
+	headerTimeout        = 5 * time.Second
+	idleTimeout          = 2 * time.Minute
+	keepaliveMin         = 10 * time.Second
+)
+
+// core is what the services share.
+type core struct {
+	ledger   *ledger.Ledger
+	dispatch *dispatch.Dispatcher
+	bots     map[string]*dispatch.Company
+	bounds   Bounds
+	stopping chan struct{} // closed when the server begins to stop
+}
+
+// Server listens from New on and serves in Run.
+type Server struct {
+	config Config
+	core   *core
+	grpc   *grpc.Server
+	http   *http.Server
+	health *health.Server
+	grpcL  net.Listener
+	httpL  net.Listener
+}
+
+// New opens the listeners, so that an address in use is an error before anything runs.
+func New(c Config) (*Server, error) {
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	c.DrainTimeout = orDefault(c.DrainTimeout, defaultDrainTimeout)
+	c.Bounds.Company = orDefault(c.Bounds.Company, defaultCompanyBound)
+	validator, err := protovalidate.New()
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{config: c, health: health.NewServer()}
+	s.core = &core{ledger: c.Ledger, bots: c.Bots, bounds: c.Bounds, stopping: make(chan struct{}), dispatch: dispatch.New(dispatch.Config{
+		Ledger: c.Ledger, Companies: companiesOf(c.Bots),
+		Result: storedResult, Error: storedError, Logger: c.Logger,
+	})}
+	g := &guard{log: c.Logger, validator: validator}
+	s.grpc = grpc.NewServer(
+		grpc.UnaryInterceptor(g.Unary), grpc.StreamInterceptor(g.Stream),
+		grpc.ForceServerCodecV2(newCodec()), grpc.MaxRecvMsgSize(maxFrameBytes),
+		grpc.MaxConcurrentStreams(maxConcurrentStreams), grpc.MaxHeaderListSize(maxHeaderBytes),
+		grpc.ConnectionTimeout(connectionTimeout),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveMin, PermitWithoutStream: true}),
+	)
+	inProcess := new(inprocgrpc.Channel).WithServerUnaryInterceptor(g.Unary).WithServerStreamInterceptor(g.Stream)
+	for _, registrar := range []grpc.ServiceRegistrar{s.grpc, inProcess} {
+		facadev1.RegisterMessageServiceServer(registrar, &messageServer{core: s.core})
+		facadev1.RegisterNotificationServiceServer(registrar, &notificationServer{core: s.core})
+		facadev1.RegisterSendServiceServer(registrar, facadev1.UnimplementedSendServiceServer{})
+		facadev1.RegisterBatchServiceServer(registrar, facadev1.UnimplementedBatchServiceServer{})
+		facadev1.RegisterCapacityServiceServer(registrar, facadev1.UnimplementedCapacityServiceServer{})
+	}
+	healthv1.RegisterHealthServer(s.grpc, s.health)
+	reflection.Register(s.grpc)
+	gateway, err := newGateway(context.Background(), inProcess, s.healthz)
+	if err != nil {
+		return nil, err
+	}
+	s.http = &http.Server{
+		Handler: gateway, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeaderBytes,
+		ErrorLog: slog.NewLogLogger(c.Logger.Handler(), slog.LevelDebug),
+	}
+	if s.grpcL, err = net.Listen("tcp", c.GRPCAddress); err != nil {
+		return nil, fmt.Errorf("listen for gRPC: %w", err)
+	}
+	if s.httpL, err = net.Listen("tcp", c.HTTPAddress); err != nil {
+		return nil, errors.Join(fmt.Errorf("listen for REST: %w", err), s.grpcL.Close())
+	}
+	return s, nil
+}
+
+func orDefault[T comparable](v, otherwise T) T {
+	var zero T
+	if v == zero {
+		return otherwise
+	}
+	return v
+}
+
+func companiesOf(bots map[string]*dispatch.Company) []*dispatch.Company {
+	seen := map[*dispatch.Company]bool{}
+	var companies []*dispatch.Company
+	for _, c := range bots {
+		if !seen[c] {
+			seen[c] = true
+			companies = append(companies, c)
+		}
+	}
+	return companies
+}
+
+// GRPCAddr is where gRPC is served.
+func (s *Server) GRPCAddr() net.Addr { return s.grpcL.Addr() }
+
+// HTTPAddr is where REST is served.
+func (s *Server) HTTPAddr() net.Addr { return s.httpL.Addr() }
+
+// Run serves until ctx ends, then stops in order: health says NOT_SERVING, nothing new is claimed or accepted, waiting calls
+// are answered, running calls and attempts finish; each bounded. The ledger must stay open until Run has returned.
+func (s *Server) Run(ctx context.Context) error {
+	work, stopWork := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopWork()
+	running, ctx := errgroup.WithContext(ctx) // one part's failure stops the others as a signal does
+	running.Go(func() error {
+		if err := s.config.Ledger.Run(work); work.Err() == nil {
+			return err
+		}
+		return nil
+	})
+	running.Go(func() error {
+		// The ledger's loop is needed until the last attempt is settled.
+		defer stopWork()
+		return s.core.dispatch.Run(ctx)
+	})
+	running.Go(func() error { return s.grpc.Serve(s.grpcL) })
+	running.Go(func() error {
+		if err := s.http.Serve(s.httpL); !errors.Is(err, http.ErrServerClosed) {
+			return err
+		}
+		return nil
+	})
+	running.Go(func() error {
+		<-ctx.Done()
+		s.health.Shutdown()
+		close(s.core.stopping)
+		s.drain()
+		return nil
+	})
+	return running.Wait()
+}
+
+// drain lets running calls finish, both sides at once, and cuts what does not.
+func (s *Server) drain() {
+	ctx, cancel := context.WithTimeout(context.Background(), s.config.DrainTimeout)
+	defer cancel()
+	hard := context.AfterFunc(ctx, func() {
+		s.grpc.Stop()
+		_ = s.http.Close() // the listener is closed already
+	})
+	defer hard()
+	var both errgroup.Group
+	both.Go(func() error { return s.http.Shutdown(ctx) })
+	both.Go(func() error { s.grpc.GracefulStop(); return nil })
+	if err := both.Wait(); err != nil {
+		s.config.Logger.Warn("calls were cut at the stop", slog.Any("error", err))
+	}
+}
+
+// healthz answers 200 while the server serves.
+func (s *Server) healthz(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Content-Type", "application/json")
+	answer, err := s.health.Check(r.Context(), &healthv1.HealthCheckRequest{})
+	if err != nil || answer.Status != healthv1.HealthCheckResponse_SERVING {
+		w.WriteHeader(http.StatusServiceUnavailable)
+		_, _ = w.Write([]byte(`{"status":"NOT_SERVING"}`)) // a client that left
+		return
+	}
+	_, _ = w.Write([]byte(`{"status":"SERVING"}`)) // a client that left
+}
+
+// drains reports whether the server stops.
+func (s *core) drains() bool {
+	select {
+	case <-s.stopping:
+		return true
+	default:
+		return false
+	}
+}
+
+// companyOf is the company that has the bot.
+func (s *core) companyOf(botID string) (*dispatch.Company, error) {
+	c, ok := s.bots[botID]
+	if !ok {
+		f := newFault(facadev1.ErrorReason_BOT_NOT_FOUND, "no company of this server's configuration has the bot")
+		f.domain = domainFacade
+		return nil, f
+	}
+	return c, nil
+}
+
+// admit refuses a send that could not leave in time, or that finds too many before it. A send that is there already is
+// never refused: deduplication comes first.
+func (s *core) admit(ctx context.Context, n ledger.NewSend, within time.Duration) error {
+	wait, err := s.dispatch.Estimate(ctx, n.Company, n.Lane, n.Caller)
+	if err != nil {
+		return err
+	}
+	if n.DueAt == 0 && wait > within {
+		if known, err := s.known(ctx, n); known || err != nil {
+			return err
+		}
+		f := newFault(facadev1.ErrorReason_WOULD_MISS_DEADLINE, "the send's turn would come in about %s, after the call's deadline or its expire_time; nothing was stored", wait.Round(100*time.Millisecond))
+		f.retryAfter = max(wait-within, time.Second)
+		return f
+	}
+	s.dispatch.Added(n.Company, n.Lane)
+	return nil
+}
+
+// known reports whether the ledger has a send with this request_id.
+func (s *core) known(ctx context.Context, n ledger.NewSend) (bool, error) {
+	if n.RequestID == "" {
+		return false, nil
+	}
+	_, err := s.ledger.FindByRequestID(ctx, n.Company, n.Caller, n.RequestID)
+	if errors.Is(err, ledger.ErrNotFound) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// estimate is when a send that waits will leave, as far as one can say.
+func (s *core) estimate(ctx context.Context, row ledger.Send) *timestamppb.Timestamp {
+	if row.State == ledger.Scheduled {
+		return timestamp(row.DueAt)
+	}
+	if row.State != ledger.Pending {
+		return nil
+	}
+	wait, err := s.dispatch.Estimate(ctx, row.ID.Company, row.Lane, row.Caller)
+	if err != nil || wait > maxAhead {
+		return nil
+	}
+	return timestamp(time.Now().Add(wait).UnixMicro())
+}
+
+// quotaHeaders tells the company's allowance as draft-ietf-httpapi-ratelimit-headers-10 writes it.
+func (s *core) quotaHeaders(ctx context.Context, c *dispatch.Company) {
+	st := s.dispatch.Status(c.ID)
+	window := orDefault(c.Pace.Window, time.Second)
+	until := int64(1)
+	if st.Pause != pace.NotPaused && st.PauseUntil != pace.Never {
+		until = wholeSeconds(time.Until(time.UnixMicro(int64(st.PauseUntil))))
+	}
+	_ = grpc.SetHeader(ctx, metadata.Pairs( // the headers are gone only when the call is
+		headerRateLimitPolicy, fmt.Sprintf(`"jelou";q=%d;w=%d`, st.Allowed, wholeSeconds(window)),
+		headerRateLimit, fmt.Sprintf(`"jelou";r=%d;t=%d`, st.Free, max(until, 1)),
+	))
+}
