@@ -33,7 +33,8 @@ func Ahead(v Tag, own Share, others []Share) int {
 type Backlog struct {
 	// Waiting in each lane, without the request asked about.
 	Waiting [lanes]int
-	// Ahead is how many of its own lane go before it.
+	// Ahead is how many of its own lane go before it. For the last of a new batch
+	// of n they are n − 1 more.
 	Ahead int
 }
 

@@ -31,7 +31,7 @@ func TestEstimate(t *testing.T) {
 			}
 		})
 		wait := start.Sub(now)
-		if off := (estimate - start); span(max(off, -off)) > 250*time.Millisecond+wait/50 {
+		if off := (estimate - start); span(max(off, -off)) > 300*time.Millisecond+wait/50 {
 			t.Fatalf("estimated to wait %v, waited %v", estimate.Sub(now), wait)
 		}
 	})

@@ -237,6 +237,9 @@ func (b *Budget) enter(cfg Config, now Time) rule {
 	for len(b.slots) < r.requests {
 		b.slots = append(b.slots, slot{})
 	}
+	// After a long window has been configured away, its waits are no longer due.
+	b.quiet = min(b.quiet, now+window+r.margin)
+	b.spread = min(b.spread, now+r.gap)
 	b.probeTimeout(now)
 	return r
 }

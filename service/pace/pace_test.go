@@ -230,3 +230,47 @@ func TestDownAndUp(t *testing.T) {
 		t.Errorf("%d requests in 8 s at 8 a second", n)
 	}
 }
+
+// TestShorterWindow: what a long window has put off is not waited for once the
+// window is short.
+func TestShorterWindow(t *testing.T) {
+	s := newBench(t)
+	s.cfg.Window = time.Hour
+	s.b.Silence(s.cfg, s.now)
+	s.now += 3601 * second
+	s.settle(s.take(Bulk), Reply{Outcome: Answered})
+	s.b.Silence(s.cfg, s.now)
+	s.cfg.Window = time.Second
+	if wait := s.b.Next(s.cfg, s.now, Lanes{Bulk: true}).At.Sub(s.now); wait != time.Second+defaultMargin {
+		t.Errorf("bulk waits %v", wait)
+	}
+}
+
+// TestCreditBounds: the credit comes with enough trips, is bounded, and goes when
+// none was seen for ten minutes.
+func TestCreditBounds(t *testing.T) {
+	s := newBench(t)
+	credit := func() time.Duration { return s.b.Status(s.cfg, s.now).Credit }
+	for range tripsLeast {
+		if c := credit(); c != 0 {
+			t.Fatalf("credit %v after too few trips", c)
+		}
+		s.settle(s.take(Urgent), Reply{Outcome: Answered, Trip: 800 * time.Millisecond})
+		s.now += 300 * ms
+	}
+	if c := credit(); c != 500*time.Millisecond {
+		t.Errorf("credit %v, want half the window", c)
+	}
+	s.cfg.FloorCap = 30 * time.Millisecond
+	if c := credit(); c != s.cfg.FloorCap {
+		t.Errorf("credit %v, want %v", c, s.cfg.FloorCap)
+	}
+	s.settle(s.take(Urgent), Reply{Outcome: Answered, Trip: 7 * time.Millisecond})
+	if c := credit(); c > 7*time.Millisecond {
+		t.Errorf("credit %v after a trip of 7 ms", c)
+	}
+	s.now += 600 * second
+	if c := credit(); c != 0 {
+		t.Errorf("credit %v ten minutes later", c)
+	}
+}
