@@ -90,7 +90,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	defer api.Close()
 	control, err := net.Listen("tcp", *controlAddr)
 	if err != nil {
-		return err
+		return fmt.Errorf("-control-addr %s: %w", *controlAddr, err)
 	}
 	defer control.Close()
 	fmt.Fprintf(stdout, "jelousim api=%s://%s control=http://%s seed=%d\n", scheme, api.Addr(), control.Addr(), sim.Seed())
@@ -126,7 +126,7 @@ func listen(sim *jelousim.Server, addr, certFile, keyFile string) (l net.Listene
 		certificates = append(certificates, pair)
 	}
 	if l, err = net.Listen("tcp", addr); err != nil {
-		return nil, "", err
+		return nil, "", fmt.Errorf("-addr %s: %w", addr, err)
 	}
 	l = sim.Listener(l)
 	if certificates == nil {

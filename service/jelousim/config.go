@@ -155,8 +155,11 @@ func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d)
 // UnmarshalText reads time.ParseDuration's form.
 func (d *Duration) UnmarshalText(text []byte) error {
 	v, err := time.ParseDuration(string(text))
+	if err != nil {
+		return fmt.Errorf("%q is not a duration such as \"250ms\"", text)
+	}
 	*d = Duration(v)
-	return err
+	return nil
 }
 
 // Sandbox is a small world to try things in: company and secret "sandbox", bot "demo".

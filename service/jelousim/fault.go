@@ -3,7 +3,6 @@ package jelousim
 import (
 	"bytes"
 	"fmt"
-	"math/rand/v2"
 	"net/http"
 	"slices"
 	"strings"
@@ -309,9 +308,4 @@ func pad(a *answer) {
 	default:
 		a.raw = append(a.raw, padding...)
 	}
-}
-
-// draw is an even choice from [least, most].
-func draw(rng *rand.Rand, least, most Duration) time.Duration {
-	return time.Duration(least) + time.Duration(rng.Int64N(int64(most-least)+1))
 }

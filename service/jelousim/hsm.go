@@ -57,7 +57,7 @@ func (s *Server) hsm(c *call) answer {
 		return s.refuse(c, wrongFields(wrong))
 	}
 	parameters := stringsIn(body["parameters"])
-	language, reason := s.checkTemplate(body, parameters, &wrong)
+	reason := s.checkTemplate(body, parameters, &wrong)
 	switch {
 	case len(wrong) > 0:
 		return s.refuse(c, wrongFields(wrong))
@@ -71,7 +71,7 @@ func (s *Server) hsm(c *call) answer {
 	for _, destination := range stringsIn(body["destinations"]) {
 		send := Send{
 			ID: s.uuid(), Recipient: destination, Kind: body["elementName"].(string),
-			language: language, said: hash(strings.Join(parameters, " ")),
+			said:        hash(strings.Join(parameters, " ")),
 			Fingerprint: fingerprint(c.botID, destination, body, "destinations"),
 		}
 		send.campaign, _ = body["campaignId"].(string)
@@ -86,32 +86,32 @@ const missing = "Template does not exist"
 
 var urlInText = regexp.MustCompile(`(?i)\bhttps?://|\bwww\.`)
 
-// checkTemplate holds a body against the registry. It gives the template's language, or why it is refused;
-// what is wrong with a media URL goes into wrong.
-func (s *Server) checkTemplate(body map[string]any, parameters []string, wrong *violations) (language, reason string) {
+// checkTemplate holds a body against the registry and tells why it is refused; empty: it is not. What is wrong with
+// a media URL goes into wrong.
+func (s *Server) checkTemplate(body map[string]any, parameters []string, wrong *violations) string {
 	named := slices.DeleteFunc(slices.Clone(s.cfg.Templates), func(t Template) bool {
 		return t.ElementName != body["elementName"] || body["language"] != nil && t.Language != body["language"]
 	})
 	if len(named) == 0 {
-		return "", missing
+		return missing
 	}
 	if len(named) > 1 {
-		return "", "Template exists in several languages, language is required"
+		return "Template exists in several languages, language is required"
 	}
 	t := named[0].withDefaults()
 	kind, _ := body["type"].(string)
 	_, hasMedia := body["mediaUrl"]
 	switch {
 	case t.Status != "APPROVED":
-		return "", missing
+		return missing
 	case len(parameters) != t.Params:
-		return "", fmt.Sprintf("Template needs %d parameters", t.Params)
+		return fmt.Sprintf("Template needs %d parameters", t.Params)
 	case or(kind, "text") != t.Type:
-		return "", "Template is of type " + t.Type
+		return "Template is of type " + t.Type
 	case hasMedia != (t.Type != "text"):
-		return "", "mediaUrl is required for media templates and only for them"
+		return "mediaUrl is required for media templates and only for them"
 	case t.Category == "AUTHENTICATION" && slices.ContainsFunc(parameters, notForAuthentication):
-		return "", "Parameters of authentication templates have at most 15 characters, no URL and no emoji"
+		return "Parameters of authentication templates have at most 15 characters, no URL and no emoji"
 	}
 	if hasMedia {
 		media(t.Type)(body["mediaUrl"], "mediaUrl", wrong)
@@ -123,7 +123,7 @@ func (s *Server) checkTemplate(body map[string]any, parameters []string, wrong *
 			wrong.put(violation{at, "must be a public https URL without credentials", "INVALID_MEDIA_URL"})
 		}
 	}
-	return t.Language, ""
+	return ""
 }
 
 func notForAuthentication(p string) bool {

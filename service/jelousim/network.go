@@ -98,6 +98,11 @@ func (n Network) leg(rng *rand.Rand, age time.Duration) time.Duration {
 	return max(d, 0)
 }
 
+// draw is an even choice from [least, most].
+func draw(rng *rand.Rand, least, most Duration) time.Duration {
+	return time.Duration(least) + time.Duration(rng.Int64N(int64(most-least)+1))
+}
+
 func (s *Server) leg() time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()

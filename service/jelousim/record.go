@@ -81,9 +81,9 @@ type Send struct {
 	// Recipient is told in process only.
 	Recipient string `json:"-"`
 
-	said               Fingerprint // of the text alone
-	failure            string      // why it will fail; empty: it will not
-	campaign, language string
+	said     Fingerprint // of the text alone
+	failure  string      // why it will fail; empty: it will not
+	campaign string
 }
 
 // Fingerprint stands for a content that is not kept.

@@ -7,26 +7,27 @@
 // two forms: it failed, or it failed and yet happened.
 //
 // [Server] is the http.Handler of Jelou's API. [Server.Control] is a second one, for the test that stands beside it.
-// Everything that the second one can do is a method, too. Time is time.Now and time.Sleep: inside a testing/synctest
-// bubble it is the bubble's.
+// Everything that the second one can do is a method, too:
+//
+//	GET  /report    Report    arrivals, worst window, share of the allowance used, duplicates, number of 429
+//	GET  /requests  Requests  requests that arrived; ?limit=N for the newest N (default 1000)
+//	GET  /sends     Sends     sends that were accepted, contents as fingerprints; ?limit=N (default 1000)
+//	POST /faults    SetFaults an array of [Fault] replaces those that are still to be played
+//	POST /limit     SetLimit  a [Rate] holds from the next arrival on
+//	POST /inbound   Inbound   {"bot", "user"}: a message from the user opens the 24-hour window
+//	POST /reset     Reset     forgets what happened and goes back to the configuration
+//
+// Time is time.Now and time.Sleep: inside a testing/synctest bubble it is the bubble's.
 //
 // What it knows of Jelou, it knows from Jelou's documentation; it shares no code with a client of it.
 package jelousim
 
 import (
-	"bytes"
-	"crypto/subtle"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"log"
-	"maps"
 	"math/rand/v2"
-	"mime"
-	"net"
 	"net/http"
-	"net/url"
 	"path"
 	"sync"
 	"time"
@@ -174,39 +175,8 @@ func HTTPServer(h http.Handler) *http.Server {
 	}
 }
 
-// call is a request on its way through the server.
-type call struct {
-	route      route
-	request    *http.Request
-	body       []byte
-	value      any // the body as JSON
-	invalid    error
-	botID      string
-	company    *company // nil: no such client id
-	credential *credential
-	number     uint64 // of its record
-	outcome    Outcome
-}
-
-// answer is what the client will see. Its zero value is 200 without a body.
-type answer struct {
-	status      int
-	header      http.Header
-	value       any // JSON
-	raw         []byte
-	contentType string // of raw
-	truncated   bool
-	cut         cut
-}
-
-func (a *answer) set(name, value string) {
-	if a.header == nil {
-		a.header = http.Header{}
-	}
-	a.header.Set(name, value)
-}
-
-// ServeHTTP is Jelou's API.
+// ServeHTTP is Jelou's API. To cut a connection that it cannot take over (HTTP/2, or none at all in a test) it panics
+// with http.ErrAbortHandler, as net/http asks for.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if path.Clean(r.URL.Path) != r.URL.Path {
 		s.serve(w, r, route{UnknownEndpoint, "", DialectPlain, (*Server).noRoute}) // ServeMux would redirect it
@@ -228,9 +198,8 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, to route) {
 		if !behind {
 			time.Sleep(processing)
 		}
-		var fault Fault
-		var found bool
-		if fault, found = s.pickFault(c); found {
+		fault, found := s.pickFault(c)
+		if found {
 			a = s.play(c, fault)
 		} else {
 			a = s.handle(c)
@@ -252,24 +221,6 @@ func (s *Server) processing() (d time.Duration, behind bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return draw(s.rng, s.cfg.Processing.Min, s.cfg.Processing.Max), s.rate.Behind
-}
-
-// receive reads a request. What is wrong with it is told later: it has arrived all the same.
-func (s *Server) receive(w http.ResponseWriter, r *http.Request, to route) *call {
-	c := &call{route: to, request: r, botID: r.PathValue("botId"), outcome: Refused, credential: s.unknown}
-	c.body, c.invalid = io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
-	if c.invalid == nil && len(c.body) > 0 {
-		c.value, c.invalid = parse(c.body)
-	}
-	if to.endpoint == WhatsAppMessages {
-		body, _ := c.value.(map[string]any)
-		c.botID, _ = body["botId"].(string)
-	}
-	if id, _, ok := r.BasicAuth(); ok && s.companies[id] != nil {
-		c.company = s.companies[id]
-		c.credential = c.company.credential
-	}
-	return c
 }
 
 // arrive records the request and holds it against the rate. A request with a known client id counts for that
@@ -317,107 +268,7 @@ func (s *Server) handle(c *call) answer {
 	return a
 }
 
-// authorize checks all that does not depend on the endpoint.
-func (s *Server) authorize(c *call) *problem {
-	_, secret, _ := c.request.BasicAuth()
-	if c.company == nil || subtle.ConstantTimeCompare([]byte(secret), []byte(c.company.ClientSecret)) == 0 {
-		return &unauthorized
-	}
-	var tooLong *http.MaxBytesError
-	if errors.As(c.invalid, &tooLong) {
-		return &tooLarge
-	}
-	if wrong := checkHeaders(c.request); len(wrong) > 0 {
-		p := wrongFields(wrong)
-		return &p
-	}
-	if c.company.NoCompany {
-		return &noCompany
-	}
-	if c.route.endpoint == UnknownEndpoint || c.botID == "" { // without a botId, the body is wrong: say that
-		return nil
-	}
-	switch b := s.bots[c.botID]; {
-	case b == nil || b.owner != c.company: // also hides other companies' bots
-		return &botNotFound
-	case b.Disabled:
-		return &forbiddenBot
-	}
-	return nil
-}
-
-// checkHeaders wants JSON on every request, reads too, and no header that Jelou would ignore while its sender relies on it.
-func checkHeaders(r *http.Request) (wrong violations) {
-	kind, params, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
-	charset, given := params["charset"]
-	if err != nil || kind != "application/json" || given && charset != "utf-8" {
-		wrong.add("Content-Type", "must be application/json on every request")
-	}
-	for _, name := range []string{"Idempotency-Key", "X-Idempotency-Key"} {
-		if r.Header.Get(name) != "" {
-			wrong.add(name, "is not a header of this API: requests are not idempotent")
-		}
-	}
-	if encoding := r.Header.Get("Content-Encoding"); encoding != "" {
-		wrong.add("Content-Encoding", "must be absent")
-	}
-	return wrong
-}
-
 func (s *Server) noRoute(c *call) answer { return s.refuse(c, noRoute) }
-
-// object is the body, which must be a JSON object.
-func (c *call) object() (map[string]any, *problem) {
-	body, ok := c.value.(map[string]any)
-	if ok {
-		return body, nil
-	}
-	p := messageRefused
-	if c.route.endpoint == HSM {
-		p = notificationRefused
-	}
-	p.text = "The body must be one JSON object"
-	if c.invalid != nil {
-		p.text += ": " + c.invalid.Error()
-	}
-	return nil, &p
-}
-
-// query checks the query parameters of a read, which has no body.
-func (c *call) query(allowed map[string]rule) (map[string]string, violations) {
-	var wrong violations
-	if len(c.body) > 0 || c.invalid != nil {
-		wrong.add("", "A read has no body")
-	}
-	given, err := url.ParseQuery(c.request.URL.RawQuery)
-	if err != nil {
-		wrong.add("", "The query is malformed")
-	}
-	query := map[string]string{}
-	for name, values := range given {
-		check, known := allowed[name]
-		switch {
-		case !known:
-			wrong.add(name, "is not a known parameter here")
-		case len(values) > 1:
-			wrong.add(name, "must be given once")
-		default:
-			check(values[0], name, &wrong)
-			query[name] = values[0]
-		}
-	}
-	return query, wrong
-}
-
-// recipients that the request is for, as far as it can be read.
-func (c *call) recipients() []string {
-	body, _ := c.value.(map[string]any)
-	all := stringsIn(body["destinations"])
-	if id, ok := body["userId"].(string); ok {
-		all = append(all, id)
-	}
-	return append(all, c.request.PathValue("userId"))
-}
 
 // accept keeps a send. From here on it has happened, whatever the client gets to see.
 func (s *Server) accept(c *call, send Send) {
@@ -444,63 +295,4 @@ func (s *Server) uuid() string {
 	a, b := s.rng.Uint64(), s.rng.Uint64()
 	a, b = a&^0xf000|0x4000, b&^(3<<62)|2<<62 // version 4, variant 10
 	return fmt.Sprintf("%08x-%04x-%04x-%04x-%012x", a>>32, a>>16&0xffff, a&0xffff, b>>48, b&0xffffffffffff)
-}
-
-// deliver writes the answer, or cuts the connection.
-func (a answer) deliver(w http.ResponseWriter) {
-	if a.cut != uncut {
-		cutConnection(w, a.cut)
-		return
-	}
-	body, header := a.raw, w.Header()
-	maps.Copy(header, a.header)
-	if a.contentType != "" {
-		header.Set("Content-Type", a.contentType)
-	}
-	if a.value != nil {
-		body = encode(a.value)
-		header.Set("Content-Type", "application/json; charset=utf-8")
-	}
-	header.Set("Content-Length", fmt.Sprint(len(body)))
-	if a.truncated {
-		body = body[:len(body)/2] // net/http cuts the connection, or the stream, when less comes than was said
-	}
-	w.WriteHeader(or(a.status, http.StatusOK))
-	_, _ = w.Write(body) // a client that has left misses its answer; nothing depends on it
-}
-
-func encode(v any) []byte {
-	var b bytes.Buffer
-	e := json.NewEncoder(&b)
-	e.SetEscapeHTML(false)
-	_ = e.Encode(v) // maps, slices, strings and numbers: it cannot fail
-	return bytes.TrimSuffix(b.Bytes(), []byte("\n"))
-}
-
-// cutConnection ends an HTTP/1.1 connection by FIN or RST. An HTTP/2 stream, and a call without a connection, end
-// by http.ErrAbortHandler.
-func cutConnection(w http.ResponseWriter, how cut) {
-	conn, _, err := http.NewResponseController(w).Hijack()
-	if err != nil {
-		panic(http.ErrAbortHandler)
-	}
-	if how == reset {
-		abort(conn)
-	}
-	conn.Close()
-}
-
-// abort makes the close of a connection an RST, also below TLS.
-func abort(conn net.Conn) {
-	for conn != nil {
-		if tcp, ok := conn.(*net.TCPConn); ok {
-			_ = tcp.SetLinger(0) // fails only on a connection that is gone already
-			return
-		}
-		inner, ok := conn.(interface{ NetConn() net.Conn })
-		if !ok {
-			return
-		}
-		conn = inner.NetConn()
-	}
 }
