@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -254,24 +255,25 @@ func (c *claiming) searchShare(company int64, lane Lane, caller string, share Ta
 // searchQueue goes through the sends of a queue. It reports whether it switched the queue off, and whether the search
 // is over.
 func (c *claiming) searchQueue(id QueueID, q *head, share Tag) (off, over bool, err error) {
-	from := q.headPos
+	hint, end := q.headPos, int64(math.MaxInt64)
 	if q.lookedAt < c.believe {
-		from = 0
+		hint = 0
 	}
+	from := hint
 	for c.spend(id.Company) {
 		var rows []*head
-		c.t.read(`SELECT `+recordColumns+headColumns+fromRecord+`WHERE s.company = $1 AND s.queue = $2 AND s.state = 'pending' AND s.parked = 0 AND s.pos >= $3
-			ORDER BY s.pos LIMIT $4`, func(scan scanFunc) error {
+		c.t.read(`SELECT `+recordColumns+headColumns+fromRecord+`WHERE s.company = $1 AND s.queue = $2 AND s.state = 'pending' AND s.parked = 0 AND s.pos >= $3 AND s.pos < $4
+			ORDER BY s.pos LIMIT $5`, func(scan scanFunc) error {
 			h := &head{}
 			rows = append(rows, h)
 			return h.scanHead(scan)
-		}, id.Company, id.Queue, from, claimChunk)
+		}, id.Company, id.Queue, from, end, claimChunk)
 		if err := c.t.flush(); err != nil {
 			return false, false, err
 		}
 		if len(rows) == 0 {
-			if from > 0 {
-				from = 0 // the hint may have left one behind
+			if hint > 0 { // which may have left one behind
+				hint, from, end = 0, 0, hint
 				continue
 			}
 			off, err := c.switchOffQueue(id)

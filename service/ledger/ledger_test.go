@@ -23,6 +23,15 @@ func eachBackend(t *testing.T, test func(t *testing.T, c Config)) {
 	})
 }
 
+// check is what testing.TB and rapid.T have in common.
+type check interface {
+	Helper()
+	Context() context.Context
+	Errorf(format string, args ...any)
+	Fatal(args ...any)
+	Fatalf(format string, args ...any)
+}
+
 func mustOpen(t testing.TB, c Config) *Ledger {
 	t.Helper()
 	l, err := Open(t.Context(), c)
@@ -40,7 +49,7 @@ func mustOpen(t testing.TB, c Config) *Ledger {
 	return l
 }
 
-func mustCompany(t testing.TB, l *Ledger, name string) int64 {
+func mustCompany(t check, l *Ledger, name string) int64 {
 	t.Helper()
 	id, err := l.Company(t.Context(), name)
 	if err != nil {
@@ -49,7 +58,7 @@ func mustCompany(t testing.TB, l *Ledger, name string) int64 {
 	return id
 }
 
-func mustAdd(t testing.TB, l *Ledger, sends ...NewSend) []Added {
+func mustAdd(t check, l *Ledger, sends ...NewSend) []Added {
 	t.Helper()
 	out, err := l.Add(t.Context(), sends)
 	if err != nil {
@@ -89,7 +98,7 @@ func serve(t Tag) Tag {
 }
 
 // mustClaim claims one send of the company, or nothing.
-func mustClaim(t testing.TB, l *Ledger, company int64, decide func(View) Choice) *Send {
+func mustClaim(t check, l *Ledger, company int64, decide func(View) Choice) *Send {
 	t.Helper()
 	for {
 		claims, err := l.Claim(t.Context(), []int64{company}, time.Minute, decide)
@@ -105,7 +114,7 @@ func mustClaim(t testing.TB, l *Ledger, company int64, decide func(View) Choice)
 	}
 }
 
-func mustSettle(t testing.TB, l *Ledger, s Settlement) Send {
+func mustSettle(t check, l *Ledger, s Settlement) Send {
 	t.Helper()
 	send, err := l.Settle(t.Context(), s)
 	if err != nil {
@@ -114,7 +123,7 @@ func mustSettle(t testing.TB, l *Ledger, s Settlement) Send {
 	return send
 }
 
-func checkState(t testing.TB, l *Ledger, id ID, want State) Send {
+func checkState(t check, l *Ledger, id ID, want State) Send {
 	t.Helper()
 	s, err := l.Get(t.Context(), id)
 	if err != nil {
