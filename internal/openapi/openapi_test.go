@@ -90,7 +90,7 @@ func TestDocument(t *testing.T) {
 		{"longest text", definition("TextContent", "properties", "text"), "maxLength", `4096`},
 		{"shortest text", definition("ListContent.Option", "properties", "id"), "minLength", `1`},
 		{"pattern from a CEL rule", definition("BatchSpec", "properties", "bot_id"), "pattern", `"^\\+?[A-Za-z0-9._-]{1,128}$"`},
-		{"pattern of items", definition("TemplateMessage", "properties", "destinations", "items"), "pattern", `"^\\+?[A-Za-z0-9][A-Za-z0-9._:@-]{0,126}$"`},
+		{"pattern of items", definition("TemplateMessage", "properties", "destinations", "items"), "pattern", `"^(\\+?[0-9]{5,15}(@c\\.us)?|[A-Za-z0-9._:-]{0,127}[A-Za-z._:-][A-Za-z0-9._:-]*)$"`},
 		{"pattern of a map's values", definition("SendOptions", "properties", "labels", "additionalProperties"), "pattern", `"^[^\\x00-\\x1f\\x7f]{0,128}$"`},
 		{"most pairs", definition("SendOptions", "properties", "labels"), "maxProperties", `16`},
 		{"fewest items", definition("CarouselContent", "properties", "cards"), "minItems", `2`},

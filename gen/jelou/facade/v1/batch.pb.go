@@ -539,11 +539,11 @@ var File_jelou_facade_v1_batch_proto protoreflect.FileDescriptor
 
 const file_jelou_facade_v1_batch_proto_rawDesc = "" +
 	"\n" +
-	"\x1bjelou/facade/v1/batch.proto\x12\x0fjelou.facade.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1djelou/facade/v1/message.proto\x1a\"jelou/facade/v1/notification.proto\x1a\x1ajelou/facade/v1/send.proto\"\x90\x06\n" +
+	"\x1bjelou/facade/v1/batch.proto\x12\x0fjelou.facade.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1djelou/facade/v1/message.proto\x1a\"jelou/facade/v1/notification.proto\x1a\x1ajelou/facade/v1/send.proto\"\xba\x06\n" +
 	"\tBatchItem\x12#\n" +
-	"\bsequence\x18\x01 \x01(\x05B\a\xbaH\x04\x1a\x02(\x00R\bsequence\x12\xd6\x01\n" +
-	"\auser_id\x18\x02 \x01(\tB\xbc\x01\xbaH\xb8\x01\xba\x01\xb4\x01\n" +
-	"\trecipient\x12jmust be a phone number with country code such as 593991234567, or a business-scoped id such as EC.8h3Kq0Zt\x1a;this.matches(r'^(\\+?[A-Za-z0-9][A-Za-z0-9._:@-]{0,126})?$')R\x06userId\x124\n" +
+	"\bsequence\x18\x01 \x01(\x05B\a\xbaH\x04\x1a\x02(\x00R\bsequence\x12\x80\x02\n" +
+	"\auser_id\x18\x02 \x01(\tB\xe6\x01\xbaH\xe2\x01\xba\x01\xd9\x01\n" +
+	"\trecipient\x12jmust be a phone number with country code such as 593991234567, or a business-scoped id such as EC.8h3Kq0Zt\x1a`this.matches(r'^(\\+?[0-9]{5,15}(@c\\.us)?|[A-Za-z0-9._:-]{0,127}[A-Za-z._:-][A-Za-z0-9._:-]*)?$')r\x03\x18\x80\x01R\x06userId\x124\n" +
 	"\amessage\x18\x03 \x01(\v2\x18.jelou.facade.v1.MessageH\x00R\amessage\x12F\n" +
 	"\fnotification\x18\b \x01(\v2 .jelou.facade.v1.TemplateMessageH\x00R\fnotification\x12\x9a\x01\n" +
 	"\n" +

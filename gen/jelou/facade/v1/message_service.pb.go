@@ -184,12 +184,12 @@ var File_jelou_facade_v1_message_service_proto protoreflect.FileDescriptor
 
 const file_jelou_facade_v1_message_service_proto_rawDesc = "" +
 	"\n" +
-	"%jelou/facade/v1/message_service.proto\x12\x0fjelou.facade.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1djelou/facade/v1/message.proto\x1a\x1ajelou/facade/v1/send.proto\"\x8d\x06\n" +
+	"%jelou/facade/v1/message_service.proto\x12\x0fjelou.facade.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1djelou/facade/v1/message.proto\x1a\x1ajelou/facade/v1/send.proto\"\xb9\x06\n" +
 	"\x12SendMessageRequest\x12\xa9\x01\n" +
 	"\x06bot_id\x18\x01 \x01(\tB\x91\x01\xbaH\x8d\x01\xba\x01\x89\x01\n" +
-	"\x06bot_id\x12Rmust be 1 to 128 letters, digits, dots, dashes or underscores; it may start with +\x1a+this.matches(r'^\\+?[A-Za-z0-9._-]{1,128}$')R\x05botId\x12\xd3\x01\n" +
-	"\auser_id\x18\x02 \x01(\tB\xb9\x01\xbaH\xb5\x01\xba\x01\xb1\x01\n" +
-	"\trecipient\x12jmust be a phone number with country code such as 593991234567, or a business-scoped id such as EC.8h3Kq0Zt\x1a8this.matches(r'^\\+?[A-Za-z0-9][A-Za-z0-9._:@-]{0,126}$')R\x06userId\x12:\n" +
+	"\x06bot_id\x12Rmust be 1 to 128 letters, digits, dots, dashes or underscores; it may start with +\x1a+this.matches(r'^\\+?[A-Za-z0-9._-]{1,128}$')R\x05botId\x12\xff\x01\n" +
+	"\auser_id\x18\x02 \x01(\tB\xe5\x01\xbaH\xe1\x01\xba\x01\xd8\x01\n" +
+	"\trecipient\x12jmust be a phone number with country code such as 593991234567, or a business-scoped id such as EC.8h3Kq0Zt\x1a_this.matches(r'^(\\+?[0-9]{5,15}(@c\\.us)?|[A-Za-z0-9._:-]{0,127}[A-Za-z._:-][A-Za-z0-9._:-]*)$')r\x03\x18\x80\x01R\x06userId\x12:\n" +
 	"\amessage\x18\x03 \x01(\v2\x18.jelou.facade.v1.MessageB\x06\xbaH\x03\xc8\x01\x01R\amessage\x12\x9a\x01\n" +
 	"\n" +
 	"request_id\x18\x04 \x01(\tB{\xbaHx\xba\x01u\n" +

@@ -767,12 +767,12 @@ var File_jelou_facade_v1_notification_proto protoreflect.FileDescriptor
 
 const file_jelou_facade_v1_notification_proto_rawDesc = "" +
 	"\n" +
-	"\"jelou/facade/v1/notification.proto\x12\x0fjelou.facade.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa9\x12\n" +
+	"\"jelou/facade/v1/notification.proto\x12\x0fjelou.facade.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd5\x12\n" +
 	"\x0fTemplateMessage\x12\xa4\x01\n" +
 	"\felement_name\x18\x01 \x01(\tB\x80\x01\xbaH}\xba\x01z\n" +
-	"\felement_name\x12Emust be a template's technical name: lower-case letters, digits and _\x1a#this.matches(r'^[a-z0-9_]{1,512}$')R\velementName\x12\xe9\x01\n" +
-	"\fdestinations\x18\x02 \x03(\tB\xc4\x01\xbaH\xc0\x01\x92\x01\xbc\x01\b\x01\x10d\"\xb5\x01\xba\x01\xb1\x01\n" +
-	"\trecipient\x12jmust be a phone number with country code such as 593991234567, or a business-scoped id such as EC.8h3Kq0Zt\x1a8this.matches(r'^\\+?[A-Za-z0-9][A-Za-z0-9._:@-]{0,126}$')R\fdestinations\x12\x8c\x01\n" +
+	"\felement_name\x12Emust be a template's technical name: lower-case letters, digits and _\x1a#this.matches(r'^[a-z0-9_]{1,512}$')R\velementName\x12\x95\x02\n" +
+	"\fdestinations\x18\x02 \x03(\tB\xf0\x01\xbaH\xec\x01\x92\x01\xe8\x01\b\x01\x10d\"\xe1\x01\xba\x01\xd8\x01\n" +
+	"\trecipient\x12jmust be a phone number with country code such as 593991234567, or a business-scoped id such as EC.8h3Kq0Zt\x1a_this.matches(r'^(\\+?[0-9]{5,15}(@c\\.us)?|[A-Za-z0-9._:-]{0,127}[A-Za-z._:-][A-Za-z0-9._:-]*)$')r\x03\x18\x80\x01R\fdestinations\x12\x8c\x01\n" +
 	"\blanguage\x18\x03 \x01(\tBp\xbaHm\xba\x01j\n" +
 	"\blanguage\x12+must be a language code such as es or pt_BR\x1a1this.matches(r'^([a-z]{2,3}(_[A-Za-z]{2,4})?)?$')R\blanguage\x12}\n" +
 	"\n" +
