@@ -91,6 +91,9 @@ func newGateway(ctx context.Context, conn grpc.ClientConnInterface, health http.
 			return nil, err
 		}
 	}
+	if err := registerStreams(mux, conn); err != nil {
+		return nil, err
+	}
 	root := http.NewServeMux()
 	root.Handle("/", mux)
 	root.HandleFunc("GET /openapi.json", func(w http.ResponseWriter, _ *http.Request) {
@@ -100,7 +103,19 @@ func newGateway(ctx context.Context, conn grpc.ClientConnInterface, health http.
 	root.Handle("GET /docs/", v5emb.New("jelou-facade", "/openapi.json", "/docs/"))
 	root.Handle("GET /docs", http.RedirectHandler("/docs/", http.StatusMovedPermanently))
 	root.HandleFunc("GET /healthz", health)
-	return withRequestID(http.MaxBytesHandler(root, maxRequestBytes)), nil
+	bounded := http.MaxBytesHandler(root, maxRequestBytes)
+	return withRequestID(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if isStream(r) { // its lines are bounded one by one
+			root.ServeHTTP(w, r)
+			return
+		}
+		bounded.ServeHTTP(w, r)
+	})), nil
+}
+
+// isStream reports whether a request is for a route that streams.
+func isStream(r *http.Request) bool {
+	return strings.HasSuffix(r.URL.Path, ":stream") || strings.HasSuffix(r.URL.Path, ":watch")
 }
 
 // withRequestID gives every request an id, and every answer the same, also where no method was reached.
@@ -203,6 +218,10 @@ func carriedStatus(text string) *status.Status {
 // body, a path field that the body contradicts; and bounds the wait.
 func strictRequest(next runtime.HandlerFunc) runtime.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request, path map[string]string) {
+		if isStream(r) {
+			next(w, r, path)
+			return
+		}
 		if r.Method == http.MethodPost {
 			if f := checkBody(r, path); f != nil {
 				writeError(w, f.GRPCStatus())

@@ -2,12 +2,8 @@ package service
 
 import (
 	"context"
-	"encoding/base64"
 	"errors"
 	"strconv"
-	"strings"
-
-	"google.golang.org/protobuf/proto"
 
 	facadev1 "github.com/jelou-facade/jelou-facade/gen/jelou/facade/v1"
 	"github.com/jelou-facade/jelou-facade/service/dispatch"
@@ -65,7 +61,7 @@ func (s *notificationServer) ListNotifications(ctx context.Context, r *facadev1.
 	}
 	response := &facadev1.ListNotificationsResponse{Notifications: list.Notifications, TotalSize: int32(list.Total)}
 	if list.Next != 0 {
-		response.NextPageToken = notificationToken(r, list.Next)
+		response.NextPageToken = pageToken(r, strconv.Itoa(list.Next))
 	}
 	return response, nil
 }
@@ -92,27 +88,15 @@ func (s *core) read(ctx context.Context, botID string, f func(context.Context, *
 	return err
 }
 
-// A page token is the number of Jelou's page with a hash of the filters, so that it is refused with others.
-func notificationToken(r *facadev1.ListNotificationsRequest, page int) string {
-	return base64.RawURLEncoding.EncodeToString([]byte(strconv.Itoa(page) + "." + filterHash(r)))
-}
-
+// notificationPage is the number of Jelou's page that a token leads to.
 func notificationPage(r *facadev1.ListNotificationsRequest) (int, error) {
-	if r.PageToken == "" {
-		return 1, nil
+	after, err := pageAfter(r, r.PageToken)
+	if err != nil || after == "" {
+		return 1, err
 	}
-	data, err := base64.RawURLEncoding.DecodeString(r.PageToken)
-	number, hash, ok := strings.Cut(string(data), ".")
-	page, convErr := strconv.Atoi(number)
-	if err != nil || !ok || convErr != nil || page < 1 || hash != filterHash(r) {
+	page, err := strconv.Atoi(after)
+	if err != nil || page < 1 {
 		return 0, invalidField("page_token", "is not of an answer with these filters; begin with an empty one")
 	}
 	return page, nil
-}
-
-// filterHash identifies a list request but for its page_token.
-func filterHash(r proto.Message) string {
-	c := proto.Clone(r).ProtoReflect()
-	c.Clear(c.Descriptor().Fields().ByName("page_token"))
-	return base64.RawURLEncoding.EncodeToString(messageHash(c)[:9])
 }
