@@ -111,7 +111,10 @@ var ruleCases = []ruleCase{
 
 	{"recipients", "TemplateMessage", `{"element_name": "a", "destinations": ["593991234567", "+593991234567", "593991234567@c.us", "EC.8h3Kq0Zt"]}`, nil},
 	{"recipient with spaces", "TemplateMessage", `{"element_name": "a", "destinations": ["+593 99 123 4567"]}`, []string{"destinations[0] recipient"}},
-	{"template name in capitals", "TemplateMessage", `{"element_name": "A", "destinations": ["1"]}`, []string{"element_name element_name"}},
+	{"recipients that are none", "TemplateMessage", `{"element_name": "a", "destinations": ["1234", "1234567890123456", "EC.8h3Kq0Zt@c.us"]}`,
+		[]string{"destinations[0] recipient", "destinations[1] recipient", "destinations[2] recipient"}},
+	{"recipient too long", "TemplateMessage", `{"element_name": "a", "destinations": ["` + strings.Repeat("a", 129) + `"]}`, []string{"destinations[0] string.max_len"}},
+	{"template name in capitals", "TemplateMessage", `{"element_name": "A", "destinations": ["593991234567"]}`, []string{"element_name element_name"}},
 	template("language", `, "language": "pt_BR"`),
 	template("language's name", `, "language": "español"`, "notification.language language"),
 	template("picture", `, "type": "IMAGE", "media_url": "https://a.ec/i"`),
@@ -126,11 +129,11 @@ var ruleCases = []ruleCase{
 	options("label with a line break", `"options": {"labels": {"a": "x\ny"}}`, `options.labels["a"] label.value`),
 	options("too many labels", `"options": {"labels": {`+strings.Trim(list(17, `"k%d": ""`), "[]")+`}}`, "options.labels map.max_pairs"),
 
-	{"message in a batch", "BatchItem", `{"user_id": "1", "message": {"text": {"text": "Hola"}}}`, nil},
+	{"message in a batch", "BatchItem", `{"user_id": "593991234567", "message": {"text": {"text": "Hola"}}}`, nil},
 	{"message without user", "BatchItem", `{"message": {"text": {"text": "Hola"}}}`, []string{" user_id.required"}},
-	{"notification with user", "BatchItem", `{"user_id": "1", "notification": {"element_name": "a", "destinations": ["1"]}}`, []string{" user_id.required"}},
+	{"notification with user", "BatchItem", `{"user_id": "593991234567", "notification": {"element_name": "a", "destinations": ["593991234567"]}}`, []string{" user_id.required"}},
 	{"bad item of a stream", "StreamBatchRequest", `{"item": {}}`, nil}, // it costs itself, not the stream
-	{"bad item of a batch", "CreateBatchRequest", `{"spec": {"bot_id": "demo"}, "items": [{"user_id": "1", "message": {"text": {}}}]}`,
+	{"bad item of a batch", "CreateBatchRequest", `{"spec": {"bot_id": "demo"}, "items": [{"user_id": "593991234567", "message": {"text": {}}}]}`,
 		[]string{"items[0].message.text.text text.blank"}},
 	{"resolve", "ResolveSendRequest", `{"send_id": "s", "state": "SENT"}`, nil},
 	{"resolve to nothing", "ResolveSendRequest", `{"send_id": "s"}`, []string{"state resolve.state"}},
