@@ -70,6 +70,7 @@ type Client struct {
 	notificationPath string
 	maxBody          int64
 	transport        *http.Transport
+	conns            *conns
 }
 
 // New checks the configuration and makes a client. It connects to nothing yet.
@@ -89,7 +90,8 @@ func New(c Config) (*Client, error) {
 	case path != olderNotifications && path != newerNotifications:
 		return nil, fmt.Errorf("notification_path: must be %s or %s", olderNotifications, newerNotifications)
 	}
-	transport := newTransport(c.RootCAs)
+	conns := &conns{open: map[*conn]bool{}}
+	transport := newTransport(conns, c.RootCAs)
 	if c.ProxyURL != "" {
 		proxy, err := address("proxy_url", c.ProxyURL)
 		if err != nil {
@@ -98,7 +100,7 @@ func New(c Config) (*Client, error) {
 		transport.Proxy = http.ProxyURL(proxy)
 	}
 	return &Client{
-		base: base, credential: c.Credential, notificationPath: path, transport: transport,
+		base: base, credential: c.Credential, notificationPath: path, transport: transport, conns: conns,
 		attemptTimeout: orElse(c.AttemptTimeout, defaultTimeout), maxBody: orElse(c.MaxBodyBytes, defaultMaxBody),
 	}, nil
 }
@@ -123,7 +125,7 @@ func address(field, text string) (*url.URL, error) {
 	return u, nil
 }
 
-func newTransport(roots *x509.CertPool) *http.Transport {
+func newTransport(conns *conns, roots *x509.CertPool) *http.Transport {
 	dialer := &net.Dialer{
 		Timeout: connectTimeout,
 		// An idle connection that died is found before a request meets it.
@@ -138,7 +140,7 @@ func newTransport(roots *x509.CertPool) *http.Transport {
 			if err != nil {
 				return nil, err
 			}
-			return &conn{Conn: c}, nil
+			return conns.add(c)
 		},
 		TLSClientConfig:        &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12},
 		TLSHandshakeTimeout:    connectTimeout,
@@ -152,8 +154,11 @@ func newTransport(roots *x509.CertPool) *http.Transport {
 	}
 }
 
-// Close closes the idle connections. Attempts that are under way end by themselves.
-func (c *Client) Close() { c.transport.CloseIdleConnections() }
+// Close closes the connections, each when its attempts are over. Later calls send nothing.
+func (c *Client) Close() {
+	c.conns.close()
+	c.transport.CloseIdleConnections()
+}
 
 // Send makes one attempt to send the item from the bot. Its error is always an [*Error].
 func (c *Client) Send(ctx context.Context, botID string, item *facadev1.BatchItem) (*Result, error) {

@@ -483,6 +483,36 @@ func TestConnectionsAreReused(t *testing.T) {
 	}
 }
 
+// Close ends what is idle at once and the rest with its attempt; afterwards nothing is sent.
+func TestClose(t *testing.T) {
+	arrived, answer, ended := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	s := newRawServer(t, func(c *net.TCPConn, next func() bool) {
+		if !next() {
+			return
+		}
+		close(arrived)
+		<-answer
+		write(c, acceptedAnswer)
+		hold(c)
+		close(ended)
+	})
+	client := newClient(t, Config{BaseURL: s.url})
+	go func() {
+		<-arrived
+		client.Close()
+		close(answer)
+	}()
+	if _, err := client.Send(t.Context(), "demo", mustItem(t, textItem)); err != nil {
+		t.Error("under way:", err)
+	}
+	<-ended
+	_, err := client.Send(t.Context(), "demo", mustItem(t, textItem))
+	if e := mustFail(t, err); e.Outcome != Unreachable || e.Sent {
+		t.Errorf("%+v", e)
+	}
+	s.check(t, 1)
+}
+
 func TestManyAtOnce(t *testing.T) {
 	var arrived atomic.Int32
 	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -288,11 +288,11 @@ var wordy = map[facadev1.ErrorReason]bool{
 // rule decides by HTTP status first where that is the stronger word, then by text and code, then by the rest.
 func rule(op operation, status int, s said, all []string) ruling {
 	code, key := strings.ToLower(s.code), strings.ToLower(s.key)
-	inside := slices.Contains(faults, code) || slices.Contains(faults, key)
+	inside := slices.Contains(faults, first(key, code)) // E0000 stands beside keys that say more
 	switch {
 	case status == http.StatusTooManyRequests || s.status == http.StatusTooManyRequests:
 		return rateLimited
-	case inside && (status >= 500 || success(status)) && slices.ContainsFunc(all, withoutCompany.MatchString):
+	case (inside || slices.Contains(faults, code)) && (status >= 500 || success(status)) && slices.ContainsFunc(all, withoutCompany.MatchString):
 		return noCompany
 	case status == http.StatusUnauthorized:
 		return unauthorized

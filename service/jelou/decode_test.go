@@ -69,6 +69,8 @@ func TestDecodeErrors(t *testing.T) {
 		"B in 200":           {textItem, 200, envelope("", "USER_IN_MANUAL_STATE", ""), Refused, facadev1.ErrorReason_UPSTREAM_REFUSED, "USER_IN_MANUAL_STATE"},
 		"B known in 200":     {textItem, 200, envelope("E1019", "BOT_NOT_FOUND", ""), Refused, facadev1.ErrorReason_BOT_NOT_FOUND, "BOT_NOT_FOUND"},
 		"B fault in 200":     {textItem, 200, envelope("E0000", "UNKNOWN_ERROR", ""), Unknown, facadev1.ErrorReason_OUTCOME_UNKNOWN, "UNKNOWN_ERROR"},
+		"B E0000 in 200":     {textItem, 200, envelope("E0000", "USER_IN_MANUAL_STATE", ""), Refused, facadev1.ErrorReason_UPSTREAM_REFUSED, "USER_IN_MANUAL_STATE"},
+		"B no company":       {textItem, 500, `{"error":{"code":"E0000","key":"NO_COMPANY"},"message":["The token has no company"],"status":0}`, Misconfigured, facadev1.ErrorReason_JELOU_INTERNAL, "NO_COMPANY"},
 		"not assigned":       {textItem, 200, `{"statusMessage":"failed","error":{"status":"NOT_ASSIGNED"}}`, Refused, facadev1.ErrorReason_UPSTREAM_REFUSED, "NOT_ASSIGNED"},
 		"C":                  {textItem, 401, `{"message":"Authentication failed"}`, Unauthorized, facadev1.ErrorReason_JELOU_UNAUTHORIZED, ""},
 		"C as 403":           {textItem, 403, `{"message":"Authentication failed"}`, Unauthorized, facadev1.ErrorReason_JELOU_UNAUTHORIZED, ""},

@@ -188,6 +188,7 @@ var knownErrors = []struct {
 	{syscall.EPIPE, "the connection was reset"},
 	{syscall.EHOSTUNREACH, "there is no route to it"},
 	{syscall.ENETUNREACH, "there is no route to it"},
+	{errClosed, "the server stops"},
 	{errTooLarge, "its answer is too large"},
 	{errUnreadable, "its answer cannot be read"},
 	{io.ErrUnexpectedEOF, "the connection was closed early"},
@@ -197,6 +198,7 @@ var knownErrors = []struct {
 var (
 	errTooLarge   = errors.New("answer too large")
 	errUnreadable = errors.New("answer unreadable")
+	errClosed     = errors.New("client closed")
 )
 
 func isTLS(err error) bool {

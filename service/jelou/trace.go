@@ -76,7 +76,7 @@ func (a *attempt) use(c net.Conn) {
 
 func (a *attempt) leave() {
 	if a.conn != nil {
-		a.conn.attempts.Add(-1)
+		a.conn.leave()
 		a.conn = nil
 	}
 }
@@ -114,12 +114,68 @@ func (a *attempt) timing() Timing {
 	return t
 }
 
+// conns are a client's open connections. net/http closes only those that are idle at the time.
+type conns struct {
+	mu     sync.Mutex
+	open   map[*conn]bool
+	closed bool
+}
+
+// add takes a new connection in, unless the client was closed meanwhile.
+func (p *conns) add(raw net.Conn) (net.Conn, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		_ = raw.Close() // nobody has used it
+		return nil, errClosed
+	}
+	c := &conn{Conn: raw, pool: p}
+	p.open[c] = true
+	return c, nil
+}
+
+func (p *conns) remove(c *conn) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.open, c)
+}
+
+// close closes what no attempt uses; the rest follows when its last attempt is over.
+func (p *conns) close() {
+	p.mu.Lock()
+	p.closed = true
+	unused := make([]*conn, 0, len(p.open))
+	for c := range p.open {
+		if c.attempts.Load() == 0 {
+			unused = append(unused, c)
+		}
+	}
+	p.mu.Unlock()
+	for _, c := range unused {
+		_ = c.Close() // it may be closed already
+	}
+}
+
+func (p *conns) isClosed() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.closed
+}
+
 // conn is a TCP connection that knows how much was written to it and how it ended.
 type conn struct {
 	net.Conn
+	pool     *conns
 	written  atomic.Int64
 	attempts atomic.Int32
 	closed   atomic.Pointer[time.Time] // when the peer ended it
+}
+
+// leave is the end of an attempt.
+func (c *conn) leave() {
+	if c.attempts.Add(-1) == 0 && c.pool.isClosed() {
+		_ = c.Close() // it may be closed already
+	}
 }
 
 func (c *conn) Write(b []byte) (int, error) {
@@ -140,6 +196,7 @@ func (c *conn) Read(b []byte) (int, error) {
 // Close resets the connection when a request was given up on: what of it still waits in this machine's kernel must
 // not leave after the attempt is over, and the server learns at once that nobody listens.
 func (c *conn) Close() error {
+	c.pool.remove(c)
 	if tcp, ok := c.Conn.(*net.TCPConn); ok && c.attempts.Load() > 0 {
 		_ = tcp.SetLinger(0) // fails only on a connection that is closed already
 	}
