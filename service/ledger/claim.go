@@ -85,10 +85,13 @@ type head struct {
 	stale    bool // its time or its owner is gone
 }
 
-// headColumns come after recordColumns; the same conditions stand in headFits.
+// headColumns come after recordColumns.
 const headColumns = `, q.weight, q.start_tag, q.head_pos, q.looked_at,
-	CASE WHEN s.recipient <> '' AND EXISTS (SELECT 1 FROM send b WHERE b.company = s.company AND b.bot = s.bot AND b.recipient = s.recipient
-		AND (b.state = 'sending' OR b.parked = 2) AND b.recipient <> '' AND (b.lane = 1) = (s.lane = 1)) THEN 1 ELSE 0 END,
+	CASE WHEN s.recipient <> '' AND (
+		EXISTS (SELECT 1 FROM send b WHERE b.company = s.company AND b.bot = s.bot AND b.recipient = s.recipient
+			AND b.state = 'sending' AND (b.lane = 1) = (s.lane = 1))
+		OR EXISTS (SELECT 1 FROM send b WHERE b.company = s.company AND b.bot = s.bot AND b.recipient = s.recipient
+			AND b.parked = 2 AND (b.lane = 1) = (s.lane = 1))) THEN 1 ELSE 0 END,
 	CASE WHEN s.expire_at <= {now} OR (s.owner IS NOT NULL AND NOT EXISTS (SELECT 1 FROM replica r WHERE r.id = s.owner AND r.alive_until > {now})) THEN 1 ELSE 0 END`
 
 func (h *head) scanHead(scan scanFunc, more ...any) error {
@@ -114,6 +117,14 @@ const lookQuery = `SELECT ` + recordColumns + headColumns + `, sh.weight, sh.sta
 		SELECT y.pos FROM send y WHERE y.company = q.company AND y.queue = q.id AND y.state = 'pending' AND y.parked = 0
 			AND y.pos >= CASE WHEN q.looked_at < $2 THEN 0 ELSE q.head_pos END
 		ORDER BY y.pos LIMIT 1)`
+
+// nextQuery gives the next sends of a queue. The sub-select reads one index and nothing else.
+const nextQuery = `SELECT ` + recordColumns + headColumns + `
+	FROM (SELECT y.pos FROM send y WHERE y.company = $1 AND y.queue = $2 AND y.state = 'pending' AND y.parked = 0 AND y.pos >= $3 AND y.pos < $4
+		ORDER BY y.pos LIMIT $5) n
+	JOIN send s ON s.company = $1 AND s.queue = $2 AND s.pos = n.pos
+	JOIN queue q ON q.company = $1 AND q.id = $2
+	ORDER BY s.pos`
 
 func (c *claiming) run(companies []int64, decide func(View) Choice) error {
 	c.more = map[int64]bool{}
@@ -262,8 +273,7 @@ func (c *claiming) searchQueue(id QueueID, q *head, share Tag) (off, over bool, 
 	from := hint
 	for c.spend(id.Company) {
 		var rows []*head
-		c.t.read(`SELECT `+recordColumns+headColumns+fromRecord+`WHERE s.company = $1 AND s.queue = $2 AND s.state = 'pending' AND s.parked = 0 AND s.pos >= $3 AND s.pos < $4
-			ORDER BY s.pos LIMIT $5`, func(scan scanFunc) error {
+		c.t.read(nextQuery, func(scan scanFunc) error {
 			h := &head{}
 			rows = append(rows, h)
 			return h.scanHead(scan)

@@ -54,8 +54,8 @@ var sweeps = []struct {
 			}
 			return true, nil
 		}},
-	{"orphaned", `SELECT s.company, s.queue, s.pos FROM replica r JOIN send s ON s.owner = r.id AND s.owner IS NOT NULL AND s.state IN ('scheduled', 'pending')
-			WHERE r.alive_until <= {now} LIMIT $1`,
+	{"orphaned", `SELECT s.company, s.queue, s.pos FROM replica r CROSS JOIN send s
+			WHERE r.alive_until <= {now} AND s.owner = r.id AND s.owner IS NOT NULL AND s.state IN ('scheduled', 'pending') LIMIT $1`,
 		func(g *ground, r *record) (bool, error) {
 			if r.waits() {
 				g.expire(r)

@@ -152,7 +152,8 @@ CREATE UNIQUE INDEX send_replay ON send (company, replay_queue, replay_pos) WHER
 CREATE UNIQUE INDEX send_result ON send (company, queue, result_no) WHERE result_no IS NOT NULL;
 CREATE INDEX send_ready ON send (company, queue, pos) WHERE state = 'pending' AND parked = 0;
 CREATE INDEX send_parked ON send (company, bot, recipient, lane, queue, pos) WHERE parked = 1;
-CREATE INDEX send_busy ON send (company, bot, recipient, lane) WHERE (state = 'sending' OR parked = 2) AND recipient <> '';
+CREATE INDEX send_sending ON send (company, bot, recipient, lane) WHERE state = 'sending';
+CREATE INDEX send_backoff ON send (company, bot, recipient, lane) WHERE parked = 2;
 CREATE INDEX send_lease ON send (company, lease_until) WHERE state = 'sending';
 CREATE INDEX send_due ON send (due_at) WHERE state = 'scheduled' OR parked = 2;
 CREATE INDEX send_expire ON send (expire_at) WHERE expire_at IS NOT NULL AND state IN ('scheduled', 'pending');
