@@ -1793,7 +1793,7 @@ var File_jelou_facade_v1_message_proto protoreflect.FileDescriptor
 
 const file_jelou_facade_v1_message_proto_rawDesc = "" +
 	"\n" +
-	"\x1djelou/facade/v1/message.proto\x12\x0fjelou.facade.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/protobuf/struct.proto\"\xa7\n" +
+	"\x1djelou/facade/v1/message.proto\x12\x0fjelou.facade.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/protobuf/struct.proto\"\x9e\n" +
 	"\n" +
 	"\aMessage\x122\n" +
 	"\x04text\x18\x10 \x01(\v2\x1c.jelou.facade.v1.TextContentH\x00R\x04text\x122\n" +
@@ -1811,10 +1811,10 @@ const file_jelou_facade_v1_message_proto_rawDesc = "" +
 	"\n" +
 	"voice_call\x18\x1c \x01(\v2!.jelou.facade.v1.VoiceCallContentH\x00R\tvoiceCall\x12>\n" +
 	"\bcarousel\x18\x1d \x01(\v2 .jelou.facade.v1.CarouselContentH\x00R\bcarousel\x122\n" +
-	"\x04flow\x18\x1e \x01(\v2\x1c.jelou.facade.v1.FlowContentH\x00R\x04flow\x12\xe9\x02\n" +
-	"\x03raw\x18d \x01(\v2\x17.google.protobuf.StructB\xbb\x02\xbaH\xb7\x02\xba\x01\x8c\x01\n" +
-	"\braw.type\x12?must have a member \"type\" with Jelou's name of the content type\x1a?'type' in this.fields && this.fields['type'].string_value != ''\xba\x01\xa3\x01\n" +
-	"\fraw.reserved\x12Zmust not have the members \"userId\" and \"botId\": user_id and bot_id of the request are used\x1a7!('userId' in this.fields) && !('botId' in this.fields)H\x00R\x03rawB\x10\n" +
+	"\x04flow\x18\x1e \x01(\v2\x1c.jelou.facade.v1.FlowContentH\x00R\x04flow\x12\xe0\x02\n" +
+	"\x03raw\x18d \x01(\v2\x17.google.protobuf.StructB\xb2\x02\xbaH\xae\x02\xba\x01\x91\x01\n" +
+	"\braw.type\x12?must have a member \"type\" with Jelou's name of the content type\x1aD'type' in this && type(this['type']) == string && this['type'] != ''\xba\x01\x95\x01\n" +
+	"\fraw.reserved\x12Zmust not have the members \"userId\" and \"botId\": user_id and bot_id of the request are used\x1a)!('userId' in this) && !('botId' in this)H\x00R\x03rawB\x10\n" +
 	"\acontent\x12\x05\xbaH\x02\b\x01\"\xbc\x01\n" +
 	"\vTextContent\x12\xac\x01\n" +
 	"\x04text\x18\x01 \x01(\tB\x97\x01\xbaH\x93\x01\xba\x01=\n" +

@@ -278,7 +278,7 @@ type SendOptions struct {
 	// The lane.
 	Lane SendOptions_Lane `protobuf:"varint,1,opt,name=lane,proto3,enum=jelou.facade.v1.SendOptions_Lane" json:"lane,omitempty"`
 	// A send that has not left by then becomes EXPIRED and is never sent. Without it a
-	// single WAIT send expires with its call, a queued one after 24 hours; at most 30 days ahead.
+	// single WAIT send expires with its call, a queued one after 24 hours, a batch's item after 30 days; at most 30 days ahead.
 	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
 	// Not sent before then; at most 30 days ahead. Needs mode QUEUE in a single send.
 	ScheduleTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=schedule_time,json=scheduleTime,proto3" json:"schedule_time,omitempty"`
