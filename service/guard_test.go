@@ -1,0 +1,171 @@
+package service
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"testing"
+
+	"buf.build/go/protovalidate"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	facadev1 "github.com/jelou-facade/jelou-facade/gen/jelou/facade/v1"
+	"github.com/jelou-facade/jelou-facade/service/jelou"
+)
+
+// serverStream lets a method set headers without a transport.
+type serverStream struct{}
+
+func (serverStream) Method() string               { return "/test" }
+func (serverStream) SetHeader(metadata.MD) error  { return nil }
+func (serverStream) SendHeader(metadata.MD) error { return nil }
+func (serverStream) SetTrailer(metadata.MD) error { return nil }
+
+// TestPanic: a panic is INTERNAL to the caller and one line in the log, without what was sent.
+func TestPanic(t *testing.T) {
+	validator, err := protovalidate.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var logs strings.Builder
+	g := &guard{log: slog.New(slog.NewTextHandler(&logs, nil)), validator: validator}
+	ctx := grpc.NewContextWithServerTransportStream(context.Background(), serverStream{})
+	_, err = g.Unary(ctx, &facadev1.GetSendRequest{SendId: "s1"}, &grpc.UnaryServerInfo{FullMethod: "/test"},
+		func(context.Context, any) (any, error) { panic("593991234567") })
+	if status.Code(err) != codes.Internal || errorInfo(status.Convert(err)).GetReason() != "INTERNAL" {
+		t.Errorf("error: %v", err)
+	}
+	for _, text := range []string{logs.String(), fmt.Sprint(status.Convert(err).Proto())} {
+		if strings.Contains(text, "593991234567") {
+			t.Errorf("the panic's value is quoted: %s", text)
+		}
+	}
+	if !strings.Contains(logs.String(), "guard_test.go") {
+		t.Errorf("the log has no stack: %s", logs.String())
+	}
+}
+
+// TestDetailsAreBounded: more details than clients can take are cut.
+func TestDetailsAreBounded(t *testing.T) {
+	f := invalidField("field", "%s", strings.Repeat("é", 5000))
+	for range 1000 {
+		f.fields = append(f.fields, &errdetails.BadRequest_FieldViolation{Field: strings.Repeat("f", 100), Description: strings.Repeat("d", 100)})
+	}
+	st := f.GRPCStatus()
+	if n := proto.Size(st.Proto()); n > 6<<10 {
+		t.Errorf("%d bytes", n)
+	}
+	if n := len(detail[*errdetails.BadRequest](st).FieldViolations); n == 0 || n > maxFieldViolations {
+		t.Errorf("%d violations", n)
+	}
+}
+
+// FuzzStatus: whatever error a method returns, the caller gets an error of the table, within the bounds.
+func FuzzStatus(f *testing.F) {
+	for i := range table {
+		f.Add(i, "text", "code", 404, 3)
+	}
+	f.Add(-1, "", "", 0, 0)
+	f.Fuzz(func(t *testing.T, reason int, text, code string, httpCode, kind int) {
+		var err error
+		switch kind & 3 {
+		case 0:
+			err = newFault(facadev1.ErrorReason(reason), "%s", text).with("jelou_code", code)
+		case 1:
+			err = fmt.Errorf("%s: %w", text, &jelou.Error{Reason: facadev1.ErrorReason(reason), Status: httpCode, Code: code, Message: text, Outcome: jelou.Outcome(kind)})
+		case 2:
+			err = status.Error(codes.Code(uint32(httpCode)%20+1), text)
+		default:
+			err = errors.New(text)
+		}
+		st := toStatus(err)
+		if st.Code() == codes.OK {
+			t.Fatalf("%v became OK", err)
+		}
+		info := errorInfo(st)
+		if _, known := facadev1.ErrorReason_value[info.GetReason()]; !known || info.GetDomain() == "" {
+			t.Fatalf("%v has no reason: %v", err, st.Proto())
+		}
+		if c := httpStatus(st); c < 400 || c > 599 {
+			t.Fatalf("%v became HTTP %d", err, c)
+		}
+		if data, err := proto.Marshal(st.Proto()); err != nil || len(data) > 8<<10 {
+			t.Fatalf("%d bytes of details: %v", len(data), err)
+		}
+	})
+}
+
+var update = flag.Bool("update", false, "write the generated documents anew")
+
+// TestErrorDocs holds docs/errors.md to the table.
+func TestErrorDocs(t *testing.T) {
+	var b strings.Builder
+	b.WriteString(`# Errors
+
+Made from the table in service/status.go by ` + "`go test ./service -run TestErrorDocs -update`" + `; the tests walk its rows through gRPC and REST.
+
+Every error carries google.rpc.ErrorInfo with the reason below, the domain of who said it (` + "`api.jelou.ai`" + ` or ` + "`jelou-facade`" + `), and metadata:
+` + "`send_id`, `jelou_code`, `jelou_status`" + ` where they exist. BadRequest names the fields, at most 20. RetryInfo stands where a retry helps, and only there;
+retry only with a request_id. UNAVAILABLE means that nothing was sent: but a broken connection looks the same to a client.
+
+| reason | when | gRPC | HTTP | domain | retry | what becomes of the send |
+|---|---|---|---|---|---|---|
+`)
+	for _, row := range table {
+		retry := "no"
+		if row.retry {
+			retry = "yes"
+		}
+		st := (&fault{reason: row.reason}).GRPCStatus()
+		fmt.Fprintf(&b, "| %s | %s | %s | %d | %s | %s | %s |\n", row.reason, row.cause, codeNames[row.code], httpStatus(st), row.domain, retry, row.ledger)
+	}
+	b.WriteString("\nUPSTREAM_REFUSED has the gRPC code that fits Jelou's HTTP status; the one in the table is that of a failure inside HTTP 200.\n")
+	const path = "../docs/errors.md"
+	if *update {
+		if err := os.WriteFile(path, []byte(b.String()), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	have, err := os.ReadFile(path)
+	if err != nil || string(have) != b.String() {
+		t.Errorf("docs/errors.md is not what the table says: go test ./service -run TestErrorDocs -update (%v)", err)
+	}
+}
+
+// TestTableIsWhole: every reason of the API has its row.
+func TestTableIsWhole(t *testing.T) {
+	for number, name := range facadev1.ErrorReason_name {
+		if _, ok := meanings[facadev1.ErrorReason(number)]; !ok && number != 0 {
+			t.Errorf("%s has no row", name)
+		}
+	}
+}
+
+// TestContentHash: equal contents have equal hashes however a map is ordered, other contents others.
+func TestContentHash(t *testing.T) {
+	item := func(text string) *facadev1.BatchItem {
+		return &facadev1.BatchItem{UserId: "593991234567", Content: &facadev1.BatchItem_Message{Message: &facadev1.Message{Content: &facadev1.Message_Text{Text: &facadev1.TextContent{Text: text}}}}}
+	}
+	same := string(contentHash("demo", item("hola")))
+	for name, other := range map[string][]byte{
+		"text": contentHash("demo", item("adiós")),
+		"bot":  contentHash("other", item("hola")),
+		"user": contentHash("demo", &facadev1.BatchItem{UserId: "593991234568", Content: item("hola").Content}),
+	} {
+		if string(other) == same {
+			t.Errorf("another %s has the same hash", name)
+		}
+	}
+	if string(contentHash("demo", &facadev1.BatchItem{Sequence: 7, RequestId: "x", UserId: "593991234567", Content: item("hola").Content, Options: &facadev1.SendOptions{Lane: facadev1.SendOptions_URGENT}})) != same {
+		t.Error("options changed the hash")
+	}
+}
