@@ -59,12 +59,15 @@ CREATE TABLE queue (
   hash           BLOB,
   hash_version   SMALLINT NOT NULL DEFAULT 0,
   source_queue   BIGINT,             -- the batch that this one replays
+  source_pos     BIGINT   NOT NULL DEFAULT 0, -- up to which of its sends the source was replayed
+  source_filter  TEXT,               -- which of them, as JSON
   uploader       BIGINT   NOT NULL DEFAULT 0, -- counts the streams that uploaded; only the newest may
   uploaded_at    BIGINT,             -- when an uploader was last seen
-  item_count     BIGINT,             -- how many items it has, once it is sealed
+  item_count     BIGINT,             -- how many items it has, once it is sealed; -1: sealed, and still being filled by a replay
   sealed_at      BIGINT,
   cancelled_at   BIGINT,
   ended_at       BIGINT,             -- when the last item had its result
+  dropped_result BIGINT   NOT NULL DEFAULT 0, -- results up to this number are deleted: the batch is on its way out
   PRIMARY KEY (company, id),
   CHECK (lane IN (1, 2, 3)),
   CHECK (batch IN (0, 1)),
@@ -81,7 +84,9 @@ CREATE INDEX queue_ready ON queue (company, lane, caller, start_tag, id) WHERE s
 CREATE INDEX queue_live ON queue (company, lane, caller) WHERE state IN ('open', 'paused');
 CREATE INDEX queue_cancelled ON queue (cancelled_at) WHERE state = 'cancelled' AND ended_at IS NULL;
 CREATE INDEX queue_unsealed ON queue (uploaded_at) WHERE batch = 1 AND item_count IS NULL;
+CREATE INDEX queue_replaying ON queue (created_at) WHERE item_count = -1;
 CREATE INDEX queue_ended ON queue (ended_at) WHERE ended_at IS NOT NULL;
+CREATE INDEX queue_listed ON queue (company, caller, created_at, id) WHERE batch = 1;
 CREATE UNIQUE INDEX queue_loose ON queue (company, lane, caller) WHERE batch = 0;
 CREATE UNIQUE INDEX queue_request ON queue (company, caller, request_id) WHERE request_id IS NOT NULL;
 
@@ -118,6 +123,7 @@ CREATE TABLE send (
   due_at       BIGINT,
   expire_at    BIGINT,
   lease_until  BIGINT,
+  late_until   BIGINT,                       -- of what became unknown: until when its claimant may have evidence
   sent_at      BIGINT,
   settled_at   BIGINT,
   result_no    BIGINT,
@@ -159,6 +165,9 @@ CREATE INDEX send_due ON send (due_at) WHERE state = 'scheduled' OR parked = 2;
 CREATE INDEX send_expire ON send (expire_at) WHERE expire_at IS NOT NULL AND state IN ('scheduled', 'pending');
 CREATE INDEX send_owner ON send (owner) WHERE owner IS NOT NULL AND state IN ('scheduled', 'pending');
 CREATE INDEX send_settled ON send (settled_at) WHERE settled_at IS NOT NULL;
+CREATE INDEX send_listed ON send (company, caller, accepted_at, queue, pos);
+CREATE INDEX send_amiss ON send (company, queue, pos) WHERE state IN ('failed', 'unknown', 'expired');
+CREATE INDEX send_amiss_listed ON send (company, caller, accepted_at, queue, pos) WHERE state IN ('failed', 'unknown', 'expired');
 
 -- The running processes, for sends that live no longer than the process whose caller waits for them.
 CREATE TABLE replica (
@@ -179,7 +188,9 @@ CREATE TABLE home (
   place    TEXT     NOT NULL, -- device and inode; PostgreSQL: system identifier
   timeline BIGINT   NOT NULL,
   held     SMALLINT NOT NULL DEFAULT 0 CHECK (held IN (0, 1)),
-  held_at  BIGINT
+  held_at  BIGINT,
+  rewound  SMALLINT NOT NULL DEFAULT 0 CHECK (rewound IN (0, 1)), -- held because claims were lost
+  durable  SMALLINT NOT NULL DEFAULT 0 CHECK (durable IN (0, 1))  -- a failover loses nothing, when it was last looked at
 );
 INSERT INTO home (one, place, timeline) VALUES (1, '', 0);
 
