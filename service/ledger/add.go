@@ -94,7 +94,7 @@ type adding struct {
 	queues map[QueueID]*addingQueue
 	order  []QueueID
 	made   map[looseKey]int64
-	woken  []int64
+	woken  []Wake
 	dueAt  int64 // of the first scheduled send; zero is none
 }
 
@@ -526,7 +526,7 @@ func (a *adding) count() {
 			a.t.write(`UPDATE queue SET failed = failed + $3 WHERE company = $1 AND id = $2`, id.Company, id.Queue, n)
 		}
 		if q.pending {
-			a.woken = append(a.woken, id.Company)
+			a.woken = append(a.woken, Wake{Company: id.Company, Lanes: q.lane.only()})
 			if !q.ready {
 				a.t.write(`UPDATE queue SET ready = 1 WHERE company = $1 AND id = $2`, id.Company, id.Queue)
 			}

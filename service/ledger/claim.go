@@ -375,7 +375,7 @@ func (c *claiming) clear() error {
 		} else {
 			c.expire(r)
 		}
-		c.woken = append(c.woken, r.ID.Company)
+		c.woken = append(c.woken, Wake{Company: r.ID.Company, Lanes: r.Lane.only()})
 	}
 	return c.write()
 }

@@ -44,7 +44,7 @@ type notifier struct {
 	listening atomic.Bool
 }
 
-// item is a company with due work, when only Company is set, or a send that was settled.
+// item is a send that was settled or, when Queue is zero, a company with due work: Pos is then its LaneSet.
 type item = ID
 
 // Beyond so many items that wait to be told, the others are told to look for themselves.
@@ -61,10 +61,10 @@ func newNotifier(l *Ledger, dsn string) (*notifier, error) {
 	}, nil
 }
 
-func (n *notifier) woken(companies []int64) {
-	items := make([]item, len(companies))
-	for i, c := range companies {
-		items[i] = item{Company: c}
+func (n *notifier) woken(woken []Wake) {
+	items := make([]item, len(woken))
+	for i, w := range woken {
+		items[i] = item{Company: w.Company, Pos: int64(w.Lanes)}
 	}
 	n.add(items...)
 }
@@ -243,7 +243,7 @@ func (n *notifier) pass(text string) {
 	if err != nil {
 		return // a newer version's, or a stranger's
 	}
-	var companies []int64
+	var woken []Wake
 	for len(buf) > 0 {
 		var v [3]uint64
 		for i := range v {
@@ -254,13 +254,13 @@ func (n *notifier) pass(text string) {
 			buf = buf[size:]
 		}
 		if v[1] == 0 {
-			companies = append(companies, int64(v[0]))
+			woken = append(woken, Wake{Company: int64(v[0]), Lanes: LaneSet(v[2])})
 		} else {
 			n.l.hub.settled(ID{int64(v[0]), int64(v[1]), int64(v[2])})
 		}
 	}
-	if len(companies) > 0 {
-		n.l.hub.wake(companies)
+	if len(woken) > 0 {
+		n.l.hub.wake(woken)
 	}
 }
 

@@ -198,3 +198,41 @@ func (l *Ledger) nextDue(ctx context.Context) (time.Duration, error) {
 }
 
 func isUnavailable(err error) bool { return errors.Is(err, ErrUnavailable) }
+
+// Replicas lists the processes that are alive, this one among them.
+func (l *Ledger) Replicas(ctx context.Context) ([]string, error) {
+	var ids []string
+	err := l.query(ctx, `SELECT id FROM replica WHERE alive_until > {now} ORDER BY id`, func(scan scanFunc) error {
+		var id string
+		err := scan(&id)
+		ids = append(ids, id)
+		return err
+	})
+	return ids, err
+}
+
+// Replica is this process's own name among them.
+func (l *Ledger) Replica() string { return l.replica }
+
+// Glance is what can be seen of a company without its lock: it may have changed since.
+type Glance struct {
+	Company int64
+	Now     int64  // database time
+	ClaimNo int64  // of the latest claim
+	Pace    []byte // as stored
+	Ready   bool   // something may wait
+}
+
+// Glance looks at companies without disturbing who claims from them. One that does not exist is left out.
+func (l *Ledger) Glance(ctx context.Context, companies []int64) ([]Glance, error) {
+	var out []Glance
+	err := l.query(ctx, `SELECT c.id, {now}, c.claim_no, c.pace,
+			CASE WHEN EXISTS (SELECT 1 FROM share x WHERE x.company = c.id AND x.ready = 1) THEN 1 ELSE 0 END
+		FROM company c WHERE c.id {in 1}`, func(scan scanFunc) error {
+		var g Glance
+		err := scan(&g.Company, &g.Now, &g.ClaimNo, &g.Pace, flag{&g.Ready})
+		out = append(out, g)
+		return err
+	}, l.dialect.list(companies))
+	return out, err
+}

@@ -31,7 +31,7 @@ type ground struct {
 	queues    map[QueueID]*queueRow
 	changed   []*record
 	freed     map[recipient]struct{}
-	woken     []int64
+	woken     []Wake
 	settled   []ID
 	dueAt     []int64
 }
@@ -205,7 +205,7 @@ func (g *ground) wake(r *record, q *queueRow) {
 		q.headPos = r.ID.Pos
 	}
 	q.ready = true
-	g.woken = append(g.woken, r.ID.Company)
+	g.woken = append(g.woken, Wake{Company: r.ID.Company, Lanes: r.Lane.only()})
 }
 
 // becomeDue makes a scheduled send, or one whose backoff is over, claimable.
@@ -317,7 +317,7 @@ func (g *ground) write() error {
 		g.t.write(readyShare, h.ID.Company, h.Lane, h.ID.Queue)
 		g.t.write(`UPDATE send SET parked = 0 WHERE company = $1 AND queue = $2 AND pos = $3 AND state = 'pending' AND parked = 1`,
 			h.ID.Company, h.ID.Queue, h.ID.Pos)
-		g.woken = append(g.woken, h.ID.Company)
+		g.woken = append(g.woken, Wake{Company: h.ID.Company, Lanes: h.Lane.only()})
 	}
 	for _, r := range g.changed {
 		g.writeSend(r)

@@ -13,14 +13,14 @@ type hub struct {
 	mu     sync.Mutex
 	sends  map[ID]map[chan struct{}]struct{}
 	queues map[QueueID]map[chan struct{}]struct{}
-	wakes  chan []int64 // holds one merged list while nobody reads
+	wakes  chan []Wake // holds one merged list while nobody reads
 }
 
 func newHub() *hub {
 	return &hub{
 		sends:  map[ID]map[chan struct{}]struct{}{},
 		queues: map[QueueID]map[chan struct{}]struct{}{},
-		wakes:  make(chan []int64, 1),
+		wakes:  make(chan []Wake, 1),
 	}
 }
 
@@ -78,36 +78,56 @@ func (h *hub) waiting() bool {
 	return len(h.sends)+len(h.queues) > 0
 }
 
+// LaneSet is a set of lanes.
+type LaneSet uint8
+
+// Has reports whether the lane is in the set.
+func (s LaneSet) Has(l Lane) bool { return s&l.only() != 0 }
+
+func (l Lane) only() LaneSet { return 1 << l }
+
+// Wake says that a company may have something to send that it did not have before.
+type Wake struct {
+	Company int64
+	Lanes   LaneSet // in which there may be something
+	Here    bool    // it came from this process: the others hear of it some milliseconds later
+}
+
 // wake adds companies to the list of those with due work.
-func (h *hub) wake(companies []int64) {
+func (h *hub) wake(news []Wake) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	woken := map[int64]struct{}{}
-	for _, c := range companies {
-		woken[c] = struct{}{}
+	woken := map[int64]Wake{}
+	add := func(list []Wake) {
+		for _, w := range list {
+			known := woken[w.Company]
+			woken[w.Company] = Wake{w.Company, known.Lanes | w.Lanes, known.Here || w.Here}
+		}
 	}
+	add(news)
 	select {
 	case old := <-h.wakes:
-		for _, c := range old {
-			woken[c] = struct{}{}
-		}
+		add(old)
 	default:
 	}
-	h.wakes <- slices.Sorted(maps.Keys(woken)) // has room: only wake sends, one at a time
+	h.wakes <- slices.Collect(maps.Values(woken)) // has room: only wake sends, one at a time
 }
 
 // Wakes gives the companies that may have something to send that they did not have before. Lists are merged while
 // nobody reads. There is one channel, for one reader.
-func (l *Ledger) Wakes() <-chan []int64 { return l.hub.wakes }
+func (l *Ledger) Wakes() <-chan []Wake { return l.hub.wakes }
 
 // wake says that companies have due work, here and to the other replicas.
-func (l *Ledger) wake(companies ...int64) {
-	if len(companies) == 0 {
+func (l *Ledger) wake(woken ...Wake) {
+	if len(woken) == 0 {
 		return
 	}
-	l.hub.wake(companies)
+	for i := range woken {
+		woken[i].Here = true
+	}
+	l.hub.wake(woken)
 	if l.notify != nil {
-		l.notify.woken(companies)
+		l.notify.woken(woken)
 	}
 }
 
@@ -120,15 +140,17 @@ func (l *Ledger) settled(id ID) {
 }
 
 // Ready lists all companies that may have due work.
-func (l *Ledger) Ready(ctx context.Context) ([]int64, error) {
-	var ids []int64
-	err := l.query(ctx, `SELECT DISTINCT company FROM share WHERE ready = 1 ORDER BY company`, func(scan scanFunc) error {
-		var id int64
-		err := scan(&id)
-		ids = append(ids, id)
+func (l *Ledger) Ready(ctx context.Context) ([]Wake, error) {
+	var ready []Wake
+	err := l.query(ctx, `SELECT DISTINCT company, lane FROM share WHERE ready = 1`, func(scan scanFunc) error {
+		var w Wake
+		var lane Lane
+		err := scan(&w.Company, &lane)
+		w.Lanes = lane.only()
+		ready = append(ready, w)
 		return err
 	})
-	return ids, err
+	return ready, err
 }
 
 // A wait reads its send again after so long, in case every signal failed.
