@@ -21,6 +21,7 @@ CREATE TABLE share (
   weight        BIGINT   NOT NULL DEFAULT 1,
   start_tag     BIGINT   NOT NULL DEFAULT 0,
   queue_virtual BIGINT   NOT NULL DEFAULT 0,
+  served        BIGINT   NOT NULL DEFAULT 0, -- claims, ever
   ready         SMALLINT NOT NULL DEFAULT 0,
   PRIMARY KEY (company, lane, caller),
   CHECK (lane IN (1, 2, 3)),
@@ -164,10 +165,21 @@ CREATE INDEX send_lease ON send (company, lease_until) WHERE state = 'sending';
 CREATE INDEX send_due ON send (due_at) WHERE state = 'scheduled' OR parked = 2;
 CREATE INDEX send_expire ON send (expire_at) WHERE expire_at IS NOT NULL AND state IN ('scheduled', 'pending');
 CREATE INDEX send_owner ON send (owner) WHERE owner IS NOT NULL AND state IN ('scheduled', 'pending');
+CREATE INDEX send_unknown ON send (settled_at) WHERE state = 'unknown';
 CREATE INDEX send_settled ON send (settled_at) WHERE settled_at IS NOT NULL;
 CREATE INDEX send_listed ON send (company, caller, accepted_at, queue, pos);
 CREATE INDEX send_amiss ON send (company, queue, pos) WHERE state IN ('failed', 'unknown', 'expired');
 CREATE INDEX send_amiss_listed ON send (company, caller, accepted_at, queue, pos) WHERE state IN ('failed', 'unknown', 'expired');
+
+-- Who got a send lately in a company that leaves a time between two sends to one user.
+CREATE TABLE gap (
+  company   BIGINT NOT NULL,
+  bot       TEXT   NOT NULL,
+  recipient TEXT   NOT NULL,
+  until     BIGINT NOT NULL,
+  PRIMARY KEY (company, bot, recipient)
+);
+CREATE INDEX gap_until ON gap (until);
 
 -- The running processes, for sends that live no longer than the process whose caller waits for them.
 CREATE TABLE replica (
@@ -181,7 +193,7 @@ CREATE SEQUENCE send_pos AS BIGINT;
 -- Where this ledger lives, to notice that it was copied, restored or failed over.
 CREATE TABLE home (
   one      SMALLINT NOT NULL PRIMARY KEY CHECK (one = 1),
-  place    TEXT     NOT NULL, -- system identifier; SQLite: device and inode
+  place    TEXT     NOT NULL, -- which database this is, as far as one can see from outside of it
   timeline BIGINT   NOT NULL,
   held     SMALLINT NOT NULL DEFAULT 0 CHECK (held IN (0, 1)),
   held_at  BIGINT,
@@ -195,6 +207,7 @@ INSERT INTO home (one, place, timeline) VALUES (1, '', 0);
 DROP TABLE home;
 DROP SEQUENCE send_pos;
 DROP TABLE replica;
+DROP TABLE gap;
 DROP TABLE send;
 DROP TABLE tally;
 DROP TABLE queue;
