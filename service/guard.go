@@ -17,6 +17,9 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protopath"
+	"google.golang.org/protobuf/reflect/protorange"
+	"google.golang.org/protobuf/reflect/protoreflect"
 
 	facadev1 "github.com/jelou-facade/jelou-facade/gen/jelou/facade/v1"
 )
@@ -142,7 +145,50 @@ func (g *guard) validate(request any) error {
 	if f := undecodable(m); f != nil {
 		return f
 	}
-	return fieldFault(g.validator.Validate(m))
+	return checkRules(g.validator, m)
+}
+
+// checkRules holds a message to the rules of its proto, and to those of every message: no text has the character U+0000,
+// which PostgreSQL cannot store, and every time is one.
+func checkRules(validator protovalidate.Validator, m proto.Message) error {
+	if err := fieldFault(validator.Validate(m)); err != nil {
+		return err
+	}
+	return protorange.Range(m.ProtoReflect(), func(at protopath.Values) error {
+		last := at.Index(-1)
+		var broken string
+		switch v := last.Value.Interface().(type) {
+		case string:
+			if strings.Contains(v, "\x00") {
+				broken = "must not contain the character U+0000"
+			}
+		case protoreflect.Message:
+			if t, ok := v.Interface().(interface{ CheckValid() error }); ok && t.CheckValid() != nil {
+				broken = "is no valid time"
+			}
+		}
+		if broken == "" {
+			return nil
+		}
+		return invalidField(fieldPath(at.Path), "%s", broken)
+	})
+}
+
+// fieldPath writes a path as protovalidate does, but for a map's keys, which may be anything.
+func fieldPath(path protopath.Path) string {
+	var b strings.Builder
+	for _, step := range path[1:] {
+		switch step.Kind() {
+		case protopath.FieldAccessStep:
+			if b.Len() > 0 {
+				b.WriteByte('.')
+			}
+			b.WriteString(step.FieldDescriptor().TextName())
+		case protopath.ListIndexStep:
+			fmt.Fprintf(&b, "[%d]", step.ListIndex())
+		}
+	}
+	return b.String()
 }
 
 // fieldFault makes INVALID_FIELD of the violations that protovalidate found; nil for none.

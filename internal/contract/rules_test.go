@@ -58,7 +58,8 @@ var ruleCases = []ruleCase{
 	send("text too long", `{"text": {"text": "`+letters(4097)+`"}}`, "message.text.text string.max_len"),
 	send("empty text", `{"text": {}}`, "message.text.text text.blank"),
 	send("blank text", `{"text": {"text": " \n\t"}}`, "message.text.text text.blank"),
-	send("text with NUL", `{"text": {"text": "a\u0000b"}}`, "message.text.text text.nul"),
+	send("text of other blanks", `{"text": {"text": "\u00a0\u2003\u200b"}}`, "message.text.text text.blank"),
+	send("text of an emoji", `{"text": {"text": "👍"}}`),
 	send("no content", `{}`, "message.content required"),
 
 	send("longest list", `{"list": {"text": "Elija", "options": `+list(10, `{"id": "%d", "title": "`+letters(24)+`"}`)+`}}`),
@@ -107,6 +108,8 @@ var ruleCases = []ruleCase{
 	{"page size", "ListSendsRequest", `{"page_size": 1000}`, nil},
 	{"page size too large", "ListSendsRequest", `{"page_size": 1001}`, []string{"page_size int32.gte_lte"}},
 	{"negative page size", "ListSendsRequest", `{"page_size": -1}`, []string{"page_size int32.gte_lte"}},
+	{"reason", "ListSendsRequest", `{"error_reasons": ["OUTCOME_UNKNOWN"]}`, nil},
+	{"reason in small letters", "ListSendsRequest", `{"error_reasons": ["unknown"]}`, []string{"error_reasons[0] reason"}},
 	{"negative sequence", "StreamBatchRequest.Seal", `{"item_count": -1}`, []string{"item_count int32.gte"}},
 
 	{"recipients", "TemplateMessage", `{"element_name": "a", "destinations": ["593991234567", "+593991234567", "593991234567@c.us", "EC.8h3Kq0Zt"]}`, nil},
@@ -120,6 +123,8 @@ var ruleCases = []ruleCase{
 	template("picture", `, "type": "IMAGE", "media_url": "https://a.ec/i"`),
 	template("picture without URL", `, "type": "IMAGE"`, "notification media_url.required"),
 	template("unknown type", `, "type": 9, "media_url": "https://a.ec/i"`, "notification.type enum.defined_only"),
+	template("media URL with a user", `, "media_url": "https://user:secret@a.ec/i"`, "notification.media_url media_url"),
+	template("media URL without host", `, "media_url": "https:///i"`, "notification.media_url media_url"),
 	template("media URL without TLS", `, "media_url": "http://a.ec/i"`, "notification.media_url media_url"),
 
 	options("options", `"request_id": "order-8841", "options": {"lane": "URGENT", "labels": {"app": "tienda"}}`),

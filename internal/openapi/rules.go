@@ -37,8 +37,8 @@ var formats = map[protoreflect.FullName]string{
 
 // expressions are CEL expressions that JSON Schema can say.
 var expressions = map[string]*object{
-	"this.startsWith('https://') && this.isUri()":                 newObject("format", "uri", "pattern", "^https://"),
-	"this == '' || (this.startsWith('https://') && this.isUri())": newObject("pattern", "^(https://.*)?$"),
+	"this.matches(r'^https://[^/?#@]+([/?#].*)?$') && this.isUri()":                 newObject("format", "uri", "pattern", "^https://[^/?#@]+([/?#].*)?$"),
+	"this == '' || (this.matches(r'^https://[^/?#@]+([/?#].*)?$') && this.isUri())": newObject("pattern", "^(https://[^/?#@]+([/?#].*)?)?$"),
 }
 
 var (

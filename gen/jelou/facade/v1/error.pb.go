@@ -378,7 +378,8 @@ type ErrorResponse_Error struct {
 	Status string `protobuf:"bytes,2,opt,name=status,proto3" json:"status,omitempty"`
 	// What is wrong and what to do, for people.
 	Message string `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
-	// ErrorInfo always; RetryInfo, BadRequest and QuotaFailure where they belong.
+	// ErrorInfo always; RetryInfo, BadRequest and QuotaFailure where they belong. On the wire each is the message itself
+	// with its `@type`, as google.protobuf.Any is written in JSON.
 	Details       []*ErrorDetails `protobuf:"bytes,4,rep,name=details,proto3" json:"details,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -27,7 +27,7 @@ const (
 // window is open (24 hours since the user's last inbound message). Outside of
 // the window Jelou refuses it (SESSION_WINDOW_CLOSED); send a TemplateMessage then.
 //
-// Exactly one kind of content must be set. Lengths count Unicode characters.
+// Exactly one kind of content must be set. Lengths count Unicode characters; no text of any request may contain U+0000.
 // Where Jelou's documentation gives no limit, the limit is the one that Jelou's
 // own flow builder enforces for WhatsApp.
 type Message struct {
@@ -1815,75 +1815,71 @@ const file_jelou_facade_v1_message_proto_rawDesc = "" +
 	"\x03raw\x18d \x01(\v2\x17.google.protobuf.StructB\xb2\x02\xbaH\xae\x02\xba\x01\x91\x01\n" +
 	"\braw.type\x12?must have a member \"type\" with Jelou's name of the content type\x1aD'type' in this && type(this['type']) == string && this['type'] != ''\xba\x01\x95\x01\n" +
 	"\fraw.reserved\x12Zmust not have the members \"userId\" and \"botId\": user_id and bot_id of the request are used\x1a)!('userId' in this) && !('botId' in this)H\x00R\x03rawB\x10\n" +
-	"\acontent\x12\x05\xbaH\x02\b\x01\"\xbc\x01\n" +
-	"\vTextContent\x12\xac\x01\n" +
-	"\x04text\x18\x01 \x01(\tB\x97\x01\xbaH\x93\x01\xba\x01=\n" +
+	"\acontent\x12\x05\xbaH\x02\b\x01\"x\n" +
+	"\vTextContent\x12i\n" +
+	"\x04text\x18\x01 \x01(\tBU\xbaHR\xba\x01J\n" +
 	"\n" +
-	"text.blank\x12\x1amust not be empty or blank\x1a\x13this.matches(r'\\S')\xba\x01K\n" +
-	"\btext.nul\x12%must not contain the character U+0000\x1a\x18!this.contains('\\u0000')r\x03\x18\x80 R\x04text\"\xca\x04\n" +
-	"\vListContent\x12\xac\x01\n" +
-	"\x04text\x18\x01 \x01(\tB\x97\x01\xbaH\x93\x01\xba\x01=\n" +
+	"text.blank\x12\x1amust not be empty or blank\x1a this.matches(r'[^\\s\\p{Z}\\p{C}]')r\x03\x18\x80 R\x04text\"\x93\x04\n" +
+	"\vListContent\x12i\n" +
+	"\x04text\x18\x01 \x01(\tBU\xbaHR\xba\x01J\n" +
 	"\n" +
-	"text.blank\x12\x1amust not be empty or blank\x1a\x13this.matches(r'\\S')\xba\x01K\n" +
-	"\btext.nul\x12%must not contain the character U+0000\x1a\x18!this.contains('\\u0000')r\x03\x18\x80\bR\x04text\x12\x1d\n" +
+	"text.blank\x12\x1amust not be empty or blank\x1a this.matches(r'[^\\s\\p{Z}\\p{C}]')r\x03\x18\x80\bR\x04text\x12\x1d\n" +
 	"\x05title\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18<R\x05title\x12(\n" +
 	"\vbutton_text\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18\x14R\n" +
 	"buttonText\x12\x91\x01\n" +
 	"\aoptions\x18\x04 \x03(\v2#.jelou.facade.v1.ListContent.OptionBR\xbaHO\xba\x01E\n" +
 	"\x0eoptions.unique\x12\x17must have different ids\x1a\x1athis.map(o, o.id).unique()\x92\x01\x04\b\x01\x10\n" +
-	"R\aoptions\x1a\xae\x01\n" +
+	"R\aoptions\x1a\xbb\x01\n" +
 	"\x06Option\x12\x1a\n" +
 	"\x02id\x18\x01 \x01(\tB\n" +
-	"\xbaH\ar\x05\x10\x01\x18\xc8\x01R\x02id\x12]\n" +
-	"\x05title\x18\x02 \x01(\tBG\xbaHD\xba\x01=\n" +
+	"\xbaH\ar\x05\x10\x01\x18\xc8\x01R\x02id\x12j\n" +
+	"\x05title\x18\x02 \x01(\tBT\xbaHQ\xba\x01J\n" +
 	"\n" +
-	"text.blank\x12\x1amust not be empty or blank\x1a\x13this.matches(r'\\S')r\x02\x18\x18R\x05title\x12)\n" +
-	"\vdescription\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18HR\vdescription\"\xec\x03\n" +
-	"\x13QuickRepliesContent\x12\xac\x01\n" +
-	"\x04text\x18\x01 \x01(\tB\x97\x01\xbaH\x93\x01\xba\x01=\n" +
+	"text.blank\x12\x1amust not be empty or blank\x1a this.matches(r'[^\\s\\p{Z}\\p{C}]')r\x02\x18\x18R\x05title\x12)\n" +
+	"\vdescription\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18HR\vdescription\"\xb5\x03\n" +
+	"\x13QuickRepliesContent\x12i\n" +
+	"\x04text\x18\x01 \x01(\tBU\xbaHR\xba\x01J\n" +
 	"\n" +
-	"text.blank\x12\x1amust not be empty or blank\x1a\x13this.matches(r'\\S')\xba\x01K\n" +
-	"\btext.nul\x12%must not contain the character U+0000\x1a\x18!this.contains('\\u0000')r\x03\x18\x80\bR\x04text\x12\x1d\n" +
+	"text.blank\x12\x1amust not be empty or blank\x1a this.matches(r'[^\\s\\p{Z}\\p{C}]')r\x03\x18\x80\bR\x04text\x12\x1d\n" +
 	"\x05title\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18<R\x05title\x12\x9e\x01\n" +
 	"\areplies\x18\x03 \x03(\v2*.jelou.facade.v1.QuickRepliesContent.ReplyBX\xbaHU\xba\x01K\n" +
-	"\x0ereplies.unique\x12\x1amust have different titles\x1a\x1dthis.map(r, r.title).unique()\x92\x01\x04\b\x01\x10\x03R\areplies\x1af\n" +
-	"\x05Reply\x12]\n" +
-	"\x05title\x18\x01 \x01(\tBG\xbaHD\xba\x01=\n" +
+	"\x0ereplies.unique\x12\x1amust have different titles\x1a\x1dthis.map(r, r.title).unique()\x92\x01\x04\b\x01\x10\x03R\areplies\x1as\n" +
+	"\x05Reply\x12j\n" +
+	"\x05title\x18\x01 \x01(\tBT\xbaHQ\xba\x01J\n" +
 	"\n" +
-	"text.blank\x12\x1amust not be empty or blank\x1a\x13this.matches(r'\\S')r\x02\x18\x14R\x05title\"\xb0\x01\n" +
-	"\fImageContent\x12|\n" +
-	"\tmedia_url\x18\x01 \x01(\tB_\xbaH\\\xba\x01T\n" +
-	"\tmedia_url\x12\x1amust be a public https URL\x1a+this.startsWith('https://') && this.isUri()r\x03\x18\x80\x10R\bmediaUrl\x12\"\n" +
-	"\acaption\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\acaption\"\xb0\x01\n" +
-	"\fVideoContent\x12|\n" +
-	"\tmedia_url\x18\x01 \x01(\tB_\xbaH\\\xba\x01T\n" +
-	"\tmedia_url\x12\x1amust be a public https URL\x1a+this.startsWith('https://') && this.isUri()r\x03\x18\x80\x10R\bmediaUrl\x12\"\n" +
-	"\acaption\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\acaption\"\x8c\x01\n" +
-	"\fAudioContent\x12|\n" +
-	"\tmedia_url\x18\x01 \x01(\tB_\xbaH\\\xba\x01T\n" +
-	"\tmedia_url\x12\x1amust be a public https URL\x1a+this.startsWith('https://') && this.isUri()r\x03\x18\x80\x10R\bmediaUrl\"\xd8\x01\n" +
-	"\x0fDocumentContent\x12|\n" +
-	"\tmedia_url\x18\x01 \x01(\tB_\xbaH\\\xba\x01T\n" +
-	"\tmedia_url\x12\x1amust be a public https URL\x1a+this.startsWith('https://') && this.isUri()r\x03\x18\x80\x10R\bmediaUrl\x12#\n" +
+	"text.blank\x12\x1amust not be empty or blank\x1a this.matches(r'[^\\s\\p{Z}\\p{C}]')r\x02\x18\x14R\x05title\"\xed\x01\n" +
+	"\fImageContent\x12\xb8\x01\n" +
+	"\tmedia_url\x18\x01 \x01(\tB\x9a\x01\xbaH\x96\x01\xba\x01\x8d\x01\n" +
+	"\tmedia_url\x12Amust be a public https URL, percent-encoded and without user name\x1a=this.matches(r'^https://[^/?#@]+([/?#].*)?$') && this.isUri()r\x03\x18\x80\x10R\bmediaUrl\x12\"\n" +
+	"\acaption\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\acaption\"\xed\x01\n" +
+	"\fVideoContent\x12\xb8\x01\n" +
+	"\tmedia_url\x18\x01 \x01(\tB\x9a\x01\xbaH\x96\x01\xba\x01\x8d\x01\n" +
+	"\tmedia_url\x12Amust be a public https URL, percent-encoded and without user name\x1a=this.matches(r'^https://[^/?#@]+([/?#].*)?$') && this.isUri()r\x03\x18\x80\x10R\bmediaUrl\x12\"\n" +
+	"\acaption\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\acaption\"\xc9\x01\n" +
+	"\fAudioContent\x12\xb8\x01\n" +
+	"\tmedia_url\x18\x01 \x01(\tB\x9a\x01\xbaH\x96\x01\xba\x01\x8d\x01\n" +
+	"\tmedia_url\x12Amust be a public https URL, percent-encoded and without user name\x1a=this.matches(r'^https://[^/?#@]+([/?#].*)?$') && this.isUri()r\x03\x18\x80\x10R\bmediaUrl\"\x95\x02\n" +
+	"\x0fDocumentContent\x12\xb8\x01\n" +
+	"\tmedia_url\x18\x01 \x01(\tB\x9a\x01\xbaH\x96\x01\xba\x01\x8d\x01\n" +
+	"\tmedia_url\x12Amust be a public https URL, percent-encoded and without user name\x1a=this.matches(r'^https://[^/?#@]+([/?#].*)?$') && this.isUri()r\x03\x18\x80\x10R\bmediaUrl\x12#\n" +
 	"\bfilename\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18/R\bfilename\x12\"\n" +
-	"\acaption\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\acaption\"\x8e\x01\n" +
-	"\x0eStickerContent\x12|\n" +
-	"\tmedia_url\x18\x01 \x01(\tB_\xbaH\\\xba\x01T\n" +
-	"\tmedia_url\x12\x1amust be a public https URL\x1a+this.startsWith('https://') && this.isUri()r\x03\x18\x80\x10R\bmediaUrl\"\xa8\x01\n" +
+	"\acaption\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\acaption\"\xcb\x01\n" +
+	"\x0eStickerContent\x12\xb8\x01\n" +
+	"\tmedia_url\x18\x01 \x01(\tB\x9a\x01\xbaH\x96\x01\xba\x01\x8d\x01\n" +
+	"\tmedia_url\x12Amust be a public https URL, percent-encoded and without user name\x1a=this.matches(r'^https://[^/?#@]+([/?#].*)?$') && this.isUri()r\x03\x18\x80\x10R\bmediaUrl\"\xa8\x01\n" +
 	"\x0fLocationContent\x12;\n" +
 	"\blatitude\x18\x01 \x01(\x01B\x1a\xbaH\x17\xc8\x01\x01\x12\x12\x19\x00\x00\x00\x00\x00\x80V@)\x00\x00\x00\x00\x00\x80V\xc0H\x00R\blatitude\x88\x01\x01\x12=\n" +
 	"\tlongitude\x18\x02 \x01(\x01B\x1a\xbaH\x17\xc8\x01\x01\x12\x12\x19\x00\x00\x00\x00\x00\x80f@)\x00\x00\x00\x00\x00\x80f\xc0H\x01R\tlongitude\x88\x01\x01B\v\n" +
 	"\t_latitudeB\f\n" +
 	"\n" +
-	"_longitude\"\xc7\x01\n" +
-	"\x16LocationRequestContent\x12\xac\x01\n" +
-	"\x04text\x18\x01 \x01(\tB\x97\x01\xbaH\x93\x01\xba\x01=\n" +
+	"_longitude\"\x83\x01\n" +
+	"\x16LocationRequestContent\x12i\n" +
+	"\x04text\x18\x01 \x01(\tBU\xbaHR\xba\x01J\n" +
 	"\n" +
-	"text.blank\x12\x1amust not be empty or blank\x1a\x13this.matches(r'\\S')\xba\x01K\n" +
-	"\btext.nul\x12%must not contain the character U+0000\x1a\x18!this.contains('\\u0000')r\x03\x18\x80\bR\x04text\"\xa1\t\n" +
+	"text.blank\x12\x1amust not be empty or blank\x1a this.matches(r'[^\\s\\p{Z}\\p{C}]')r\x03\x18\x80\bR\x04text\"\xa4\t\n" +
 	"\x0fContactsContent\x12P\n" +
 	"\bcontacts\x18\x01 \x03(\v2(.jelou.facade.v1.ContactsContent.ContactB\n" +
-	"\xbaH\a\x92\x01\x04\b\x01\x102R\bcontacts\x1a\xbb\b\n" +
+	"\xbaH\a\x92\x01\x04\b\x01\x102R\bcontacts\x1a\xbe\b\n" +
 	"\aContact\x12I\n" +
 	"\x04name\x18\x01 \x01(\v2-.jelou.facade.v1.ContactsContent.Contact.NameB\x06\xbaH\x03\xc8\x01\x01R\x04name\x12P\n" +
 	"\x06phones\x18\x02 \x03(\v2..jelou.facade.v1.ContactsContent.Contact.PhoneB\b\xbaH\x05\x92\x01\x02\x10\x14R\x06phones\x12P\n" +
@@ -1900,9 +1896,10 @@ const file_jelou_facade_v1_message_proto_rawDesc = "" +
 	"\n" +
 	"phone.e164\x12,must be a phone number such as +593991234567\x1a%this.matches(r'^\\+[1-9][0-9]{4,14}$')R\x05phone\x12\x1b\n" +
 	"\x04type\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18 R\x04type\x12\x1d\n" +
-	"\x05wa_id\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x04waId\x1aC\n" +
-	"\x05Email\x12\x1d\n" +
-	"\x05email\x18\x01 \x01(\tB\a\xbaH\x04r\x02`\x01R\x05email\x12\x1b\n" +
+	"\x05wa_id\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x04waId\x1aF\n" +
+	"\x05Email\x12 \n" +
+	"\x05email\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x18\xfe\x01`\x01R\x05email\x12\x1b\n" +
 	"\x04type\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18 R\x04type\x1a\xd0\x02\n" +
 	"\aAddress\x12 \n" +
 	"\x06street\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\x06street\x12\x1c\n" +
@@ -1913,58 +1910,54 @@ const file_jelou_facade_v1_message_proto_rawDesc = "" +
 	"\fcountry_code\x18\x06 \x01(\tBe\xbaHb\xba\x01_\n" +
 	"\fcountry_code\x12,must be a two-letter country code such as EC\x1a!this.matches(r'^([A-Za-z]{2})?$')R\vcountryCode\x12\x1b\n" +
 	"\x04type\x18\a \x01(\tB\a\xbaH\x04r\x02\x18 R\x04type\"\xd7\x03\n" +
-	"\rCtaUrlContent\x12\xac\x01\n" +
-	"\x04text\x18\x01 \x01(\tB\x97\x01\xbaH\x93\x01\xba\x01=\n" +
+	"\rCtaUrlContent\x12i\n" +
+	"\x04text\x18\x01 \x01(\tBU\xbaHR\xba\x01J\n" +
 	"\n" +
-	"text.blank\x12\x1amust not be empty or blank\x1a\x13this.matches(r'\\S')\xba\x01K\n" +
-	"\btext.nul\x12%must not contain the character U+0000\x1a\x18!this.contains('\\u0000')r\x03\x18\x80\bR\x04text\x12\x1d\n" +
+	"text.blank\x12\x1amust not be empty or blank\x1a this.matches(r'[^\\s\\p{Z}\\p{C}]')r\x03\x18\x80\bR\x04text\x12\x1d\n" +
 	"\x05title\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18<R\x05title\x12\x1f\n" +
-	"\x06footer\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18<R\x06footer\x12j\n" +
-	"\fdisplay_text\x18\x04 \x01(\tBG\xbaHD\xba\x01=\n" +
+	"\x06footer\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18<R\x06footer\x12w\n" +
+	"\fdisplay_text\x18\x04 \x01(\tBT\xbaHQ\xba\x01J\n" +
 	"\n" +
-	"text.blank\x12\x1amust not be empty or blank\x1a\x13this.matches(r'\\S')r\x02\x18\x14R\vdisplayText\x12k\n" +
-	"\x03url\x18\x05 \x01(\tBY\xbaHV\xba\x01N\n" +
-	"\tmedia_url\x12\x14must be an https URL\x1a+this.startsWith('https://') && this.isUri()r\x03\x18\x80\x10R\x03url\"\xcc\x02\n" +
-	"\x10VoiceCallContent\x12\xac\x01\n" +
-	"\x04text\x18\x01 \x01(\tB\x97\x01\xbaH\x93\x01\xba\x01=\n" +
+	"text.blank\x12\x1amust not be empty or blank\x1a this.matches(r'[^\\s\\p{Z}\\p{C}]')r\x02\x18\x14R\vdisplayText\x12\xa1\x01\n" +
+	"\x03url\x18\x05 \x01(\tB\x8e\x01\xbaH\x8a\x01\xba\x01\x81\x01\n" +
+	"\x03url\x12;must be an https URL, percent-encoded and without user name\x1a=this.matches(r'^https://[^/?#@]+([/?#].*)?$') && this.isUri()r\x03\x18\x80\x10R\x03url\"\x95\x02\n" +
+	"\x10VoiceCallContent\x12i\n" +
+	"\x04text\x18\x01 \x01(\tBU\xbaHR\xba\x01J\n" +
 	"\n" +
-	"text.blank\x12\x1amust not be empty or blank\x1a\x13this.matches(r'\\S')\xba\x01K\n" +
-	"\btext.nul\x12%must not contain the character U+0000\x1a\x18!this.contains('\\u0000')r\x03\x18\x80\bR\x04text\x12\x1d\n" +
-	"\x05title\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18<R\x05title\x12j\n" +
-	"\fdisplay_text\x18\x03 \x01(\tBG\xbaHD\xba\x01=\n" +
+	"text.blank\x12\x1amust not be empty or blank\x1a this.matches(r'[^\\s\\p{Z}\\p{C}]')r\x03\x18\x80\bR\x04text\x12\x1d\n" +
+	"\x05title\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18<R\x05title\x12w\n" +
+	"\fdisplay_text\x18\x03 \x01(\tBT\xbaHQ\xba\x01J\n" +
 	"\n" +
-	"text.blank\x12\x1amust not be empty or blank\x1a\x13this.matches(r'\\S')r\x02\x18\x14R\vdisplayText\"\xc7\x05\n" +
-	"\x0fCarouselContent\x12\xac\x01\n" +
-	"\x04text\x18\x01 \x01(\tB\x97\x01\xbaH\x93\x01\xba\x01=\n" +
+	"text.blank\x12\x1amust not be empty or blank\x1a this.matches(r'[^\\s\\p{Z}\\p{C}]')r\x02\x18\x14R\vdisplayText\"\x91\x06\n" +
+	"\x0fCarouselContent\x12i\n" +
+	"\x04text\x18\x01 \x01(\tBU\xbaHR\xba\x01J\n" +
 	"\n" +
-	"text.blank\x12\x1amust not be empty or blank\x1a\x13this.matches(r'\\S')\xba\x01K\n" +
-	"\btext.nul\x12%must not contain the character U+0000\x1a\x18!this.contains('\\u0000')r\x03\x18\x80\bR\x04text\x12G\n" +
+	"text.blank\x12\x1amust not be empty or blank\x1a this.matches(r'[^\\s\\p{Z}\\p{C}]')r\x03\x18\x80\bR\x04text\x12G\n" +
 	"\x05cards\x18\x02 \x03(\v2%.jelou.facade.v1.CarouselContent.CardB\n" +
 	"\xbaH\a\x92\x01\x04\b\x02\x10\n" +
-	"R\x05cards\x1a\xbb\x03\n" +
-	"\x04Card\x12|\n" +
-	"\timage_url\x18\x01 \x01(\tB_\xbaH\\\xba\x01T\n" +
-	"\tmedia_url\x12\x1amust be a public https URL\x1a+this.startsWith('https://') && this.isUri()r\x03\x18\x80\x10R\bimageUrl\x12\\\n" +
-	"\x04text\x18\x02 \x01(\tBH\xbaHE\xba\x01=\n" +
+	"R\x05cards\x1a\xc9\x04\n" +
+	"\x04Card\x12\xb8\x01\n" +
+	"\timage_url\x18\x01 \x01(\tB\x9a\x01\xbaH\x96\x01\xba\x01\x8d\x01\n" +
+	"\tmedia_url\x12Amust be a public https URL, percent-encoded and without user name\x1a=this.matches(r'^https://[^/?#@]+([/?#].*)?$') && this.isUri()r\x03\x18\x80\x10R\bimageUrl\x12i\n" +
+	"\x04text\x18\x02 \x01(\tBU\xbaHR\xba\x01J\n" +
 	"\n" +
-	"text.blank\x12\x1amust not be empty or blank\x1a\x13this.matches(r'\\S')r\x03\x18\x80\bR\x04text\x12j\n" +
-	"\fdisplay_text\x18\x03 \x01(\tBG\xbaHD\xba\x01=\n" +
+	"text.blank\x12\x1amust not be empty or blank\x1a this.matches(r'[^\\s\\p{Z}\\p{C}]')r\x03\x18\x80\bR\x04text\x12w\n" +
+	"\fdisplay_text\x18\x03 \x01(\tBT\xbaHQ\xba\x01J\n" +
 	"\n" +
-	"text.blank\x12\x1amust not be empty or blank\x1a\x13this.matches(r'\\S')r\x02\x18\x14R\vdisplayText\x12k\n" +
-	"\x03url\x18\x04 \x01(\tBY\xbaHV\xba\x01N\n" +
-	"\tmedia_url\x12\x14must be an https URL\x1a+this.startsWith('https://') && this.isUri()r\x03\x18\x80\x10R\x03url\"\xad\x03\n" +
-	"\vFlowContent\x12\xac\x01\n" +
-	"\x04text\x18\x01 \x01(\tB\x97\x01\xbaH\x93\x01\xba\x01=\n" +
+	"text.blank\x12\x1amust not be empty or blank\x1a this.matches(r'[^\\s\\p{Z}\\p{C}]')r\x02\x18\x14R\vdisplayText\x12\xa1\x01\n" +
+	"\x03url\x18\x04 \x01(\tB\x8e\x01\xbaH\x8a\x01\xba\x01\x81\x01\n" +
+	"\x03url\x12;must be an https URL, percent-encoded and without user name\x1a=this.matches(r'^https://[^/?#@]+([/?#].*)?$') && this.isUri()r\x03\x18\x80\x10R\x03url\"\xf6\x02\n" +
+	"\vFlowContent\x12i\n" +
+	"\x04text\x18\x01 \x01(\tBU\xbaHR\xba\x01J\n" +
 	"\n" +
-	"text.blank\x12\x1amust not be empty or blank\x1a\x13this.matches(r'\\S')\xba\x01K\n" +
-	"\btext.nul\x12%must not contain the character U+0000\x1a\x18!this.contains('\\u0000')r\x03\x18\x80\bR\x04text\x12\x1d\n" +
+	"text.blank\x12\x1amust not be empty or blank\x1a this.matches(r'[^\\s\\p{Z}\\p{C}]')r\x03\x18\x80\bR\x04text\x12\x1d\n" +
 	"\x05title\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18<R\x05title\x12\x1f\n" +
 	"\x06footer\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18<R\x06footer\x12'\n" +
 	"\tflow_name\x18\x04 \x01(\tB\n" +
-	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\bflowName\x12b\n" +
-	"\bflow_cta\x18\x05 \x01(\tBG\xbaHD\xba\x01=\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\bflowName\x12o\n" +
+	"\bflow_cta\x18\x05 \x01(\tBT\xbaHQ\xba\x01J\n" +
 	"\n" +
-	"text.blank\x12\x1amust not be empty or blank\x1a\x13this.matches(r'\\S')r\x02\x18\x14R\aflowCta\x12\"\n" +
+	"text.blank\x12\x1amust not be empty or blank\x1a this.matches(r'[^\\s\\p{Z}\\p{C}]')r\x02\x18\x14R\aflowCta\x12\"\n" +
 	"\x06screen\x18\x06 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x06screenBEP\x01ZAgithub.com/jelou-facade/jelou-facade/gen/jelou/facade/v1;facadev1b\x06proto3"
 

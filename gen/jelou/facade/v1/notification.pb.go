@@ -767,21 +767,20 @@ var File_jelou_facade_v1_notification_proto protoreflect.FileDescriptor
 
 const file_jelou_facade_v1_notification_proto_rawDesc = "" +
 	"\n" +
-	"\"jelou/facade/v1/notification.proto\x12\x0fjelou.facade.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd5\x12\n" +
+	"\"jelou/facade/v1/notification.proto\x12\x0fjelou.facade.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x80\x13\n" +
 	"\x0fTemplateMessage\x12\xa4\x01\n" +
 	"\felement_name\x18\x01 \x01(\tB\x80\x01\xbaH}\xba\x01z\n" +
 	"\felement_name\x12Emust be a template's technical name: lower-case letters, digits and _\x1a#this.matches(r'^[a-z0-9_]{1,512}$')R\velementName\x12\x95\x02\n" +
 	"\fdestinations\x18\x02 \x03(\tB\xf0\x01\xbaH\xec\x01\x92\x01\xe8\x01\b\x01\x10d\"\xe1\x01\xba\x01\xd8\x01\n" +
 	"\trecipient\x12jmust be a phone number with country code such as 593991234567, or a business-scoped id such as EC.8h3Kq0Zt\x1a_this.matches(r'^(\\+?[0-9]{5,15}(@c\\.us)?|[A-Za-z0-9._:-]{0,127}[A-Za-z._:-][A-Za-z0-9._:-]*)$')r\x03\x18\x80\x01R\fdestinations\x12\x8c\x01\n" +
 	"\blanguage\x18\x03 \x01(\tBp\xbaHm\xba\x01j\n" +
-	"\blanguage\x12+must be a language code such as es or pt_BR\x1a1this.matches(r'^([a-z]{2,3}(_[A-Za-z]{2,4})?)?$')R\blanguage\x12}\n" +
+	"\blanguage\x12+must be a language code such as es or pt_BR\x1a1this.matches(r'^([a-z]{2,3}(_[A-Za-z]{2,4})?)?$')R\blanguage\x12/\n" +
 	"\n" +
-	"parameters\x18\x04 \x03(\tB]\xbaHZ\x92\x01W\x10d\"S\xba\x01K\n" +
-	"\btext.nul\x12%must not contain the character U+0000\x1a\x18!this.contains('\\u0000')r\x03\x18\x80\bR\n" +
+	"parameters\x18\x04 \x03(\tB\x0f\xbaH\f\x92\x01\t\x10d\"\x05r\x03\x18\x80\bR\n" +
 	"parameters\x12C\n" +
-	"\x04type\x18\x05 \x01(\x0e2%.jelou.facade.v1.TemplateMessage.TypeB\b\xbaH\x05\x82\x01\x02\x10\x01R\x04type\x12\x8c\x01\n" +
-	"\tmedia_url\x18\x06 \x01(\tBo\xbaHl\xba\x01d\n" +
-	"\tmedia_url\x12\x1amust be a public https URL\x1a;this == '' || (this.startsWith('https://') && this.isUri())r\x03\x18\x80\x10R\bmediaUrl\x12#\n" +
+	"\x04type\x18\x05 \x01(\x0e2%.jelou.facade.v1.TemplateMessage.TypeB\b\xbaH\x05\x82\x01\x02\x10\x01R\x04type\x12\xc8\x01\n" +
+	"\tmedia_url\x18\x06 \x01(\tB\xaa\x01\xbaH\xa6\x01\xba\x01\x9d\x01\n" +
+	"\tmedia_url\x12Amust be a public https URL, percent-encoded and without user name\x1aMthis == '' || (this.matches(r'^https://[^/?#@]+([/?#].*)?$') && this.isUri())r\x03\x18\x80\x10R\bmediaUrl\x12#\n" +
 	"\bfilename\x18\a \x01(\tB\a\xbaH\x04r\x02\x18/R\bfilename\x12<\n" +
 	"\x11header_parameters\x18\b \x03(\tB\x0f\xbaH\f\x92\x01\t\x10\x14\"\x05r\x03\x18\x80\bR\x10headerParameters\x12a\n" +
 	"\x0fbutton_payloads\x18\t \x03(\v2..jelou.facade.v1.TemplateMessage.ButtonPayloadB\b\xbaH\x05\x92\x01\x02\x10\x03R\x0ebuttonPayloads\x12g\n" +
@@ -803,10 +802,10 @@ const file_jelou_facade_v1_notification_proto_rawDesc = "" +
 	"\apayload\x18\x02 \x01(\v2\x17.google.protobuf.StructR\apayload\x12\x1d\n" +
 	"\x05param\x18\x03 \x01(\x05B\a\xbaH\x04\x1a\x02(\x00R\x05param\x1a_\n" +
 	"\x10LimitedTimeOffer\x12K\n" +
-	"\x0fexpiration_time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01R\x0eexpirationTime\x1a\x9e\x02\n" +
-	"\x04Card\x12|\n" +
-	"\tmedia_url\x18\x01 \x01(\tB_\xbaH\\\xba\x01T\n" +
-	"\tmedia_url\x12\x1amust be a public https URL\x1a+this.startsWith('https://') && this.isUri()r\x03\x18\x80\x10R\bmediaUrl\x12/\n" +
+	"\x0fexpiration_time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01R\x0eexpirationTime\x1a\xdb\x02\n" +
+	"\x04Card\x12\xb8\x01\n" +
+	"\tmedia_url\x18\x01 \x01(\tB\x9a\x01\xbaH\x96\x01\xba\x01\x8d\x01\n" +
+	"\tmedia_url\x12Amust be a public https URL, percent-encoded and without user name\x1a=this.matches(r'^https://[^/?#@]+([/?#].*)?$') && this.isUri()r\x03\x18\x80\x10R\bmediaUrl\x12/\n" +
 	"\n" +
 	"parameters\x18\x02 \x03(\tB\x0f\xbaH\f\x92\x01\t\x10\x14\"\x05r\x03\x18\x80\bR\n" +
 	"parameters\x12g\n" +

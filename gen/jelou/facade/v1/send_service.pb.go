@@ -500,7 +500,7 @@ const file_jelou_facade_v1_send_service_proto_rawDesc = "" +
 	"\asend_id\x18\x01 \x01(\tBs\xbaHp\xba\x01m\n" +
 	"\x02id\x12=must be 1 to 128 letters, digits, dots, dashes or underscores\x1a(this.matches(r'^[A-Za-z0-9._-]{1,128}$')R\x06sendId\"<\n" +
 	"\x0fGetSendResponse\x12)\n" +
-	"\x04send\x18\x01 \x01(\v2\x15.jelou.facade.v1.SendR\x04send\"\xd0\a\n" +
+	"\x04send\x18\x01 \x01(\v2\x15.jelou.facade.v1.SendR\x04send\"\xfd\t\n" +
 	"\x10ListSendsRequest\x12'\n" +
 	"\tpage_size\x18\x01 \x01(\x05B\n" +
 	"\xbaH\a\x1a\x05\x18\xe8\a(\x00R\bpageSize\x12'\n" +
@@ -510,16 +510,19 @@ const file_jelou_facade_v1_send_service_proto_rawDesc = "" +
 	"\x02id\x12=must be 1 to 128 letters, digits, dots, dashes or underscores\x1a(this.matches(r'^[A-Za-z0-9._-]{0,128}$')R\abatchId\x12\xac\x01\n" +
 	"\x06bot_id\x18\x04 \x01(\tB\x94\x01\xbaH\x90\x01\xba\x01\x8c\x01\n" +
 	"\x06bot_id\x12Rmust be 1 to 128 letters, digits, dots, dashes or underscores; it may start with +\x1a.this.matches(r'^(\\+?[A-Za-z0-9._-]{1,128})?$')R\x05botId\x12D\n" +
-	"\x06states\x18\x05 \x03(\x0e2\x1b.jelou.facade.v1.Send.StateB\x0f\xbaH\f\x92\x01\t\x10\b\"\x05\x82\x01\x02\x10\x01R\x06states\x123\n" +
-	"\rerror_reasons\x18\x06 \x03(\tB\x0e\xbaH\v\x92\x01\b\x102\"\x04r\x02\x18@R\ferrorReasons\x12\x9a\x01\n" +
+	"\x06states\x18\x05 \x03(\x0e2\x1b.jelou.facade.v1.Send.StateB\x0f\xbaH\f\x92\x01\t\x10\b\"\x05\x82\x01\x02\x10\x01R\x06states\x12}\n" +
+	"\rerror_reasons\x18\x06 \x03(\tBX\xbaHU\x92\x01R\x102\"N\xba\x01K\n" +
+	"\x06reason\x12\x1dmust be a name of ErrorReason\x1a\"this.matches(r'^[A-Z0-9_]{1,64}$')R\ferrorReasons\x12\x9a\x01\n" +
 	"\n" +
 	"request_id\x18\a \x01(\tB{\xbaHx\xba\x01u\n" +
 	"\n" +
 	"request_id\x12=must be 1 to 128 letters, digits, dots, dashes or underscores\x1a(this.matches(r'^[A-Za-z0-9._-]{0,128}$')R\trequestId\x12D\n" +
 	"\x10create_time_from\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\x0ecreateTimeFrom\x12@\n" +
-	"\x0ecreate_time_to\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\fcreateTimeTo\x12O\n" +
+	"\x0ecreate_time_to\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\fcreateTimeTo\x12\xb1\x02\n" +
 	"\x06labels\x18\n" +
-	" \x03(\v2-.jelou.facade.v1.ListSendsRequest.LabelsEntryB\b\xbaH\x05\x9a\x01\x02\x10\x10R\x06labels\x1a9\n" +
+	" \x03(\v2-.jelou.facade.v1.ListSendsRequest.LabelsEntryB\xe9\x01\xbaH\xe5\x01\x9a\x01\xe1\x01\x10\x10\"u\xba\x01r\n" +
+	"\tlabel.key\x12<must be 1 to 63 letters, digits, dots, dashes or underscores\x1a'this.matches(r'^[A-Za-z0-9._-]{1,63}$')*f\xba\x01c\n" +
+	"\vlabel.value\x12(must be at most 128 printable characters\x1a*this.matches(r'^[^\\x00-\\x1f\\x7f]{0,128}$')R\x06labels\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"h\n" +
