@@ -189,10 +189,13 @@ func (c *Client) do(ctx context.Context, r *request) (answer, Timing, *Error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.attemptTimeout)
 	defer cancel()
-	a := &attempt{}
+	a := newAttempt(ctx)
+	if c.transport.Proxy != nil {
+		a.report = nil // it would be the proxy's acknowledgement
+	}
 	defer a.end()
 	// From here on a crash leaves a request of which nobody knows: whoever calls has claimed the send durably before.
-	response, err := c.transport.RoundTrip(req.WithContext(httptrace.WithClientTrace(ctx, a.trace())))
+	response, err := c.transport.RoundTrip(req.WithContext(httptrace.WithClientTrace(ctx, a.trace(len(r.body)))))
 	if err != nil {
 		e := noAnswer(r.op, a.left(ctx), a.timing(), err)
 		return answer{}, e.Timing, e

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
 
 	facadev1 "github.com/jelou-facade/jelou-facade/gen/jelou/facade/v1"
 )
@@ -287,6 +288,28 @@ func TestScrub(t *testing.T) {
 	if got := scrub(strings.Repeat("long ", 200), nil); len([]rune(got)) != maxWords {
 		t.Error(len(got))
 	}
+}
+
+// No word of the caller's content comes back, however Jelou wraps it.
+func TestScrubHidesContent(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		content := rapid.SliceOfN(rapid.StringMatching(`[a-zA-Zñáé]{3,12}|[0-9]{1,12}`), 1, 8).Draw(t, "content")
+		around := rapid.SliceOfN(rapid.SampledFrom([]string{"is", "to", `"`, "'", ":", "(", ",", "/", "@", "=", "«", " "}), 2, 2).Draw(t, "around")
+		item := &facadev1.BatchItem{UserId: "1", Content: &facadev1.BatchItem_Message{Message: &facadev1.Message{
+			Content: &facadev1.Message_Text{Text: &facadev1.TextContent{Text: strings.Join(content, " ")}}}}}
+		r, refused := encode("demo", item)
+		if refused != nil {
+			t.Fatal(refused)
+		}
+		said := scrub("a b "+around[0]+strings.ToUpper(strings.Join(content, around[1]))+around[0], ownWords(r))
+		for _, w := range content {
+			for _, left := range split(said) {
+				if left == strings.ToLower(w) {
+					t.Fatalf("%q is left in %q", w, said)
+				}
+			}
+		}
+	})
 }
 
 func TestRetryAfter(t *testing.T) {

@@ -24,6 +24,9 @@ type Timing struct {
 	Closed bool
 	// Trip is from the request's leaving to the answer's first byte, without the making of a connection. Zero: no answer.
 	Trip time.Duration
+	// Acked and AckTrip are the same for the acknowledgement of [WithAck]. Zero: it was not asked for, or did not come.
+	Acked   time.Time
+	AckTrip time.Duration
 }
 
 // attempt watches one request on its way. Its hooks run in goroutines of the transport.
@@ -36,13 +39,30 @@ type attempt struct {
 	got     time.Time
 	wrote   time.Time
 	seen    time.Time
+
+	report  func(time.Time, time.Duration) // of WithAck; nil: nobody asked
+	watch   sync.WaitGroup
+	over    chan struct{} // closed by end
+	ended   bool
+	acked   time.Time
+	ackTrip time.Duration
 }
 
-func (a *attempt) trace() *httptrace.ClientTrace {
+func newAttempt(ctx context.Context) *attempt {
+	report, _ := ctx.Value(ackKey{}).(func(time.Time, time.Duration))
+	return &attempt{report: report, over: make(chan struct{})}
+}
+
+func (a *attempt) trace(size int) *httptrace.ClientTrace {
 	return &httptrace.ClientTrace{
-		GotConn:              func(info httptrace.GotConnInfo) { a.use(info.Conn) },
-		WroteHeaderField:     func(string, []string) { a.mark(func() { a.headers = true }) },
-		WroteHeaders:         func() { a.mark(func() { a.wrote = time.Now() }) },
+		GotConn:          func(info httptrace.GotConnInfo) { a.use(info.Conn) },
+		WroteHeaderField: func(string, []string) { a.mark(func() { a.headers = true }) },
+		WroteHeaders:     func() { a.mark(func() { a.wrote = time.Now() }) },
+		WroteRequest: func(info httptrace.WroteRequestInfo) {
+			if info.Err == nil {
+				a.wroteRequest(size)
+			}
+		},
 		GotFirstResponseByte: func() { a.mark(func() { a.seen = time.Now() }) },
 	}
 }
@@ -82,7 +102,12 @@ func (a *attempt) leave() {
 }
 
 // end is called once the attempt is over, whatever became of it.
-func (a *attempt) end() { a.mark(a.leave) }
+func (a *attempt) end() {
+	a.mark(func() { a.ended = true })
+	close(a.over)
+	a.watch.Wait()
+	a.mark(a.leave)
+}
 
 // left tells whether a byte of the request may have left. Over HTTP/1.1 the connection is the request's alone, and the
 // transport has stopped writing when it returns an error, so the bytes are counted. Over HTTP/2 what the transport
@@ -99,7 +124,7 @@ func (a *attempt) left(ctx context.Context) bool {
 func (a *attempt) timing() Timing {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	t := Timing{Started: a.wrote, Seen: a.seen}
+	t := Timing{Started: a.wrote, Seen: a.seen, Acked: a.acked, AckTrip: a.ackTrip}
 	if t.Started.IsZero() {
 		t.Started = a.got
 	}
