@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/url"
 	"os"
@@ -75,12 +76,13 @@ var server = sync.OnceValues(func() (*Cluster, error) {
 
 // Cluster is a PostgreSQL of a test's own, for tests that stop it.
 type Cluster struct {
-	URL     string
-	bin     string
-	dir     string
-	port    int
-	cred    *syscall.Credential
-	keepers []func() error
+	URL    string
+	bin    string
+	dir    string
+	port   int
+	cred   *syscall.Credential
+	server *exec.Cmd
+	input  io.WriteCloser // of the keeper; its end is this process's
 }
 
 // NewCluster creates and starts a cluster that ends with the test.
@@ -173,9 +175,9 @@ func (c *Cluster) command(program string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// keeper runs the server until its standard input ends, which it does with this process, however that ends; then it
-// removes the cluster.
-const keeper = `"$@" & read -r _; kill -QUIT $!; wait $!; rm -rf "$PWD"`
+// keeper waits until its standard input ends, which it does with this process, however that ends; then it stops the
+// server and removes the cluster.
+const keeper = `read -r _; kill -QUIT "$1"; for i in 1 2 3 4 5 6 7 8 9; do kill -0 "$1" || break; sleep 0.2; done; rm -rf "$PWD"`
 
 // Start starts the server and waits until it answers.
 func (c *Cluster) Start() error {
@@ -184,19 +186,20 @@ func (c *Cluster) Start() error {
 		return err
 	}
 	defer log.Close()
-	cmd := exec.Command("/bin/sh", "-c", keeper, "sh", filepath.Join(c.bin, "postgres"),
-		"-D", c.data(), "-p", strconv.Itoa(c.port), "-k", "", "-h", "127.0.0.1", "-c", "fsync=on", "-c", "max_connections=200",
-		"-c", "deadlock_timeout=100ms", "-c", "shared_buffers=256MB", "-c", "max_wal_size=4GB")
-	cmd.Dir, cmd.Stdout, cmd.Stderr = c.dir, log, log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: c.cred}
-	input, err := cmd.StdinPipe()
-	if err != nil {
+	c.server = c.command("postgres", "-D", c.data(), "-p", strconv.Itoa(c.port), "-k", "", "-h", "127.0.0.1", "-c", "fsync=on",
+		"-c", "max_connections=200", "-c", "deadlock_timeout=100ms", "-c", "shared_buffers=256MB", "-c", "max_wal_size=4GB")
+	c.server.Stdout, c.server.Stderr = log, log
+	if err := c.server.Start(); err != nil {
 		return err
 	}
-	if err := cmd.Start(); err != nil {
+	watch := exec.Command("/bin/sh", "-c", keeper, "sh", strconv.Itoa(c.server.Process.Pid))
+	watch.Dir, watch.SysProcAttr = c.dir, &syscall.SysProcAttr{Credential: c.cred}
+	if c.input, err = watch.StdinPipe(); err != nil {
 		return err
 	}
-	c.keepers = append(c.keepers, func() error { input.Close(); return cmd.Wait() })
+	if err := watch.Start(); err != nil {
+		return err
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	defer cancel()
 	for {
@@ -215,29 +218,16 @@ func (c *Cluster) Start() error {
 
 // Signal signals the server: SIGINT ends it in order and SIGQUIT like a crash, and for both Signal waits for the end.
 func (c *Cluster) Signal(signal syscall.Signal) error {
-	text, err := os.ReadFile(filepath.Join(c.data(), "postmaster.pid"))
-	if err != nil {
-		return err
+	err := c.server.Process.Signal(signal)
+	if err == nil && (signal == syscall.SIGINT || signal == syscall.SIGQUIT) {
+		_ = c.server.Wait() // whose error says which signal it was
 	}
-	first, _, _ := strings.Cut(string(text), "\n")
-	pid, err := strconv.Atoi(first)
-	if err != nil {
-		return err
-	}
-	if err := syscall.Kill(pid, signal); err != nil || (signal != syscall.SIGINT && signal != syscall.SIGQUIT) {
-		return err
-	}
-	for range 3000 {
-		if syscall.Kill(pid, 0) != nil {
-			return nil
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	return errors.New("PostgreSQL does not end")
+	return err
 }
 
 func (c *Cluster) remove() {
-	for _, end := range c.keepers {
-		_ = end()
+	if c.server != nil {
+		_ = c.Signal(syscall.SIGQUIT)
 	}
+	_ = os.RemoveAll(c.dir)
 }
