@@ -27,7 +27,7 @@ type company struct {
 	unreachable int       // failures to reach Jelou in a row
 	quietUntil  time.Time // this process does not try to reach Jelou before
 
-	backlog   []ledger.Backlog
+	backlog   ledger.Line
 	backlogAt time.Time
 	added     [4]int64 // by lane, by this process since backlogAt
 }

@@ -111,9 +111,9 @@ func (d *Dispatcher) sleep(ctx context.Context) {
 	case <-ctx.Done():
 	case <-timer.C:
 	case <-d.wake:
-	case ids := <-d.config.Ledger.Wakes():
-		for _, id := range ids {
-			if c := d.companies[id]; c != nil {
+	case woken := <-d.config.Ledger.Wakes():
+		for _, w := range woken {
+			if c := d.companies[w.Company]; c != nil {
 				c.wakeAt(time.Now())
 			}
 		}

@@ -24,14 +24,18 @@ func (d *Dispatcher) Estimate(ctx context.Context, companyID int64, lane ledger.
 	var q pace.Backlog
 	own := pace.Share{Waiting: int(added[lane])}
 	var others []pace.Share
-	for _, b := range backlog {
-		q.Waiting[b.Lane] += int(b.Waiting)
+	for _, b := range backlog.Shares {
+		waiting := 0
+		for _, w := range b.Queues {
+			waiting += int(w.Waiting)
+		}
+		q.Waiting[b.Lane] += waiting
 		switch {
 		case b.Lane != lane:
 		case b.Caller == caller:
-			own.Waiting += int(b.Waiting)
+			own.Waiting += waiting
 		default:
-			others = append(others, pace.Share{Waiting: int(b.Waiting)})
+			others = append(others, pace.Share{Waiting: waiting})
 		}
 	}
 	for l, n := range added {
@@ -59,7 +63,7 @@ func (d *Dispatcher) Added(companyID int64, lane ledger.Lane) {
 }
 
 // waiting is what waits for the company: as counted a moment ago, and what this process has added since.
-func (c *company) waiting(ctx context.Context, l *ledger.Ledger) ([]ledger.Backlog, [4]int64, error) {
+func (c *company) waiting(ctx context.Context, l *ledger.Ledger) (ledger.Line, [4]int64, error) {
 	c.mu.Lock()
 	backlog, added, age := c.backlog, c.added, time.Since(c.backlogAt)
 	c.mu.Unlock()
@@ -68,7 +72,7 @@ func (c *company) waiting(ctx context.Context, l *ledger.Ledger) ([]ledger.Backl
 	}
 	fresh, err := l.Count(ctx, c.ID)
 	if err != nil {
-		return nil, added, err
+		return fresh, added, err
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -81,8 +81,9 @@ type head struct {
 	queue    Tag
 	headPos  int64
 	lookedAt int64
-	busy     bool // another send to its recipient is on its way
-	stale    bool // its time or its owner is gone
+	later    int64 // its recipient got one a moment ago: not before this time
+	busy     bool  // another send to its recipient is on its way
+	stale    bool  // its time or its owner is gone
 }
 
 // headColumns come after recordColumns.
@@ -92,10 +93,14 @@ const headColumns = `, q.weight, q.start_tag, q.head_pos, q.looked_at,
 			AND b.state = 'sending' AND (b.lane = 1) = (s.lane = 1))
 		OR EXISTS (SELECT 1 FROM send b WHERE b.company = s.company AND b.bot = s.bot AND b.recipient = s.recipient
 			AND b.parked = 2 AND (b.lane = 1) = (s.lane = 1))) THEN 1 ELSE 0 END,
-	CASE WHEN s.expire_at <= {now} OR (s.owner IS NOT NULL AND NOT EXISTS (SELECT 1 FROM replica r WHERE r.id = s.owner AND r.alive_until > {now})) THEN 1 ELSE 0 END`
+	CASE WHEN s.expire_at <= {now} OR (s.owner IS NOT NULL AND NOT EXISTS (SELECT 1 FROM replica r WHERE r.id = s.owner AND r.alive_until > {now})) THEN 1 ELSE 0 END,
+	COALESCE((SELECT p.until FROM gap p WHERE p.company = s.company AND p.bot = s.bot AND p.recipient = s.recipient AND s.lane <> 1 AND p.until > {now}), 0)`
+
+// free reports whether the send may be claimed now.
+func (h *head) free() bool { return !h.busy && !h.stale && h.later == 0 }
 
 func (h *head) scanHead(scan scanFunc, more ...any) error {
-	columns := []any{&h.queue.Weight, &h.queue.Start, &h.headPos, &h.lookedAt, flag{&h.busy}, flag{&h.stale}}
+	columns := []any{&h.queue.Weight, &h.queue.Start, &h.headPos, &h.lookedAt, flag{&h.busy}, flag{&h.stale}, &h.later}
 	return h.scan(scan, append(columns, more...)...)
 }
 
@@ -136,7 +141,7 @@ func (c *claiming) run(companies []int64, decide func(View) Choice) error {
 	for _, id := range companies {
 		if c.claimable(id) {
 			for _, lane := range waiting[id] {
-				if h := c.heads[laneKey{id, lane}]; h == nil || h.busy || h.stale {
+				if h := c.heads[laneKey{id, lane}]; h == nil || !h.free() {
 					if err := c.search(id, lane); err != nil {
 						return err
 					}
@@ -296,6 +301,8 @@ func (c *claiming) searchQueue(id QueueID, q *head, share Tag) (off, over bool, 
 				c.more[id.Company] = true
 			case h.busy:
 				c.park(h)
+			case h.later != 0:
+				c.delay(h)
 			default:
 				h.share, h.queue.Virtual = share, share.Virtual
 				c.heads[laneKey{h.ID.Company, h.Lane}] = h
@@ -314,6 +321,14 @@ func (c *claiming) park(h *head) {
 	c.wrote = true
 	c.t.writeOne(`UPDATE send SET parked = 1 WHERE company = $1 AND queue = $2 AND pos = $3 AND state = 'pending' AND parked = 0`,
 		h.ID.Company, h.ID.Queue, h.ID.Pos)
+}
+
+// delay lets a send wait until its recipient may get another.
+func (c *claiming) delay(h *head) {
+	c.wrote = true
+	c.dueAt = append(c.dueAt, h.later)
+	c.t.writeOne(`UPDATE send SET parked = 2, due_at = $4 WHERE company = $1 AND queue = $2 AND pos = $3 AND state = 'pending' AND parked = 0`,
+		h.ID.Company, h.ID.Queue, h.ID.Pos, h.later)
 }
 
 // switchOffQueue keeps an empty queue from being looked at. An add that is not committed yet holds the queue, and
@@ -393,7 +408,7 @@ func (c *claiming) answer(company int64, decide func(View) Choice) (*pick, error
 	}
 	view := View{Company: company, Now: c.now, ClaimNo: row.claimNo + 1, Pace: row.pace}
 	for lane := Urgent; lane <= Bulk; lane++ {
-		if h := c.heads[laneKey{company, lane}]; h != nil && !h.busy && !h.stale {
+		if h := c.heads[laneKey{company, lane}]; h != nil && h.free() {
 			h.share.Virtual = row.virtual[lane]
 			view.Heads = append(view.Heads, Head{Send: h.Send, Share: h.share, Queue: h.queue})
 		}
@@ -450,7 +465,7 @@ func (c *claiming) claim(picks []*pick) error {
 	}
 	for _, p := range picks {
 		s := p.send
-		c.t.writeOne(`UPDATE share SET start_tag = $4, queue_virtual = $5 WHERE company = $1 AND lane = $2 AND caller = $3`,
+		c.t.writeOne(`UPDATE share SET start_tag = $4, queue_virtual = $5, served = served + 1 WHERE company = $1 AND lane = $2 AND caller = $3`,
 			s.ID.Company, s.Lane, s.Caller, p.choice.Share.Start, p.choice.Queue.Virtual)
 	}
 	for _, p := range picks {
@@ -463,6 +478,13 @@ func (c *claiming) claim(picks []*pick) error {
 			}, s.ID.Company, s.ID.Queue, s.ID.Pos, s.Claim, c.t.l.replica, s.LeaseUntil)
 		c.t.writeOne(`UPDATE company SET claim_no = claim_no + 1, pace = $2, `+virtualColumns[s.Lane]+` = $3 WHERE id = $1`,
 			s.ID.Company, p.choice.Pace, p.choice.Share.Virtual)
+	}
+	for _, p := range picks {
+		if s := p.send; p.choice.RecipientGap > 0 && s.Recipient != "" && s.Lane != Urgent {
+			c.t.write(`INSERT INTO gap (company, bot, recipient, until) VALUES ($1, $2, $3, $4)
+				ON CONFLICT (company, bot, recipient) DO UPDATE SET until = excluded.until`,
+				s.ID.Company, s.Bot, s.Recipient, c.now+micros(p.choice.RecipientGap))
+		}
 	}
 	if err := c.t.flush(); err != nil {
 		return err

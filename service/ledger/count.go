@@ -4,29 +4,132 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
+	"time"
 )
 
 // added sums the stripes of a queue's tally.
-const added = `(SELECT COALESCE(sum(t.added), 0) FROM tally t WHERE t.company = q.company AND t.queue = q.id)`
-const addedScheduled = `(SELECT COALESCE(sum(t.scheduled), 0) FROM tally t WHERE t.company = q.company AND t.queue = q.id)`
+const added = `(SELECT CAST(COALESCE(sum(t.added), 0) AS BIGINT) FROM tally t WHERE t.company = q.company AND t.queue = q.id)`
+const addedScheduled = `(SELECT CAST(COALESCE(sum(t.scheduled), 0) AS BIGINT) FROM tally t WHERE t.company = q.company AND t.queue = q.id)`
 
-// Count says what waits in a company, per lane and caller, for the estimate of when a new send would start. It reads a
-// few numbers per queue that is not ended, whatever the number of sends.
-func (l *Ledger) Count(ctx context.Context, company int64) ([]Backlog, error) {
-	var out []Backlog
-	err := l.query(ctx, `SELECT lane, caller,
-			CAST(sum(CASE WHEN state = 'open' THEN added - done - sending - scheduled ELSE 0 END) AS BIGINT),
-			CAST(sum(CASE WHEN state = 'paused' THEN added - done - sending - scheduled ELSE 0 END) AS BIGINT),
-			CAST(sum(scheduled) AS BIGINT), CAST(sum(sending) AS BIGINT)
-		FROM (SELECT q.lane, q.caller, q.state, q.sending, q.sent + q.failed + q.unknown + q.cancelled + q.expired AS done,
+// Line is what waits in a company, as it stands in line. It is as old as the moment it was read.
+type Line struct {
+	Virtual [Bulk + 1]int64 // of the callers' shares, by lane
+	Shares  []ShareLine
+}
+
+// ShareLine is one caller's share of a lane.
+type ShareLine struct {
+	Lane   Lane
+	Caller string
+	Tag    Tag // without Virtual, which is the lane's
+	// Virtual is that of the share's queues.
+	Virtual int64
+	Served  int64 // claims, ever
+	Queues  []QueueLine
+}
+
+// QueueLine is a queue in which something waits or is on its way.
+type QueueLine struct {
+	Queue     int64
+	Start     int64
+	Batch     bool
+	Added     int64 // sends, ever: the number of the last one, in a batch
+	Waiting   int64 // pending, and not paused
+	Paused    int64
+	Scheduled int64
+	Sending   int64
+}
+
+// Count says what waits in a company, for the estimate of when a send will start. It reads a few numbers per queue that
+// is not ended, whatever the number of sends.
+func (l *Ledger) Count(ctx context.Context, company int64) (Line, error) {
+	var line Line
+	var virtual [Bulk + 1]int64
+	err := l.query(ctx, `SELECT c.urgent_virtual, c.normal_virtual, c.bulk_virtual, x.lane, x.caller, x.start_tag, x.weight, x.queue_virtual, x.served,
+			COALESCE(w.id, 0), COALESCE(w.start_tag, 0), COALESCE(w.batch, 0), COALESCE(w.added, 0),
+			CASE WHEN w.state = 'open' THEN w.added - w.done - w.sending - w.scheduled ELSE 0 END,
+			CASE WHEN w.state = 'paused' THEN w.added - w.done - w.sending - w.scheduled ELSE 0 END,
+			COALESCE(w.scheduled, 0), COALESCE(w.sending, 0)
+		FROM company c JOIN share x ON x.company = c.id
+		LEFT JOIN (SELECT q.company, q.lane, q.caller, q.id, q.start_tag, q.batch, q.state, q.sending, q.sent + q.failed + q.unknown + q.cancelled + q.expired AS done,
 				`+added+` AS added, `+addedScheduled+` - q.left_scheduled AS scheduled
-			FROM queue q WHERE q.company = $1 AND q.state IN ('open', 'paused')) live
-		GROUP BY lane, caller ORDER BY lane, caller`, func(scan scanFunc) error {
-		var b Backlog
-		err := scan(&b.Lane, &b.Caller, &b.Waiting, &b.Paused, &b.Scheduled, &b.Sending)
-		out = append(out, b)
+			FROM queue q WHERE q.company = $1 AND q.state IN ('open', 'paused')) w
+			ON w.company = x.company AND w.lane = x.lane AND w.caller = x.caller AND w.added > w.done
+		WHERE c.id = $1 ORDER BY x.lane, x.caller, w.id`, func(scan scanFunc) error {
+		var s ShareLine
+		var q QueueLine
+		err := scan(&virtual[Urgent], &virtual[Normal], &virtual[Bulk], &s.Lane, &s.Caller, &s.Tag.Start, &s.Tag.Weight, &s.Virtual, &s.Served,
+			&q.Queue, &q.Start, flag{&q.Batch}, &q.Added, &q.Waiting, &q.Paused, &q.Scheduled, &q.Sending)
+		line.add(s, q)
 		return err
 	}, company)
+	line.Virtual = virtual
+	return line, err
+}
+
+// add puts a queue to its share; rows come share by share.
+func (l *Line) add(s ShareLine, q QueueLine) {
+	if n := len(l.Shares); n == 0 || l.Shares[n-1].Lane != s.Lane || l.Shares[n-1].Caller != s.Caller {
+		l.Shares = append(l.Shares, s)
+	}
+	if q.Queue != 0 {
+		last := &l.Shares[len(l.Shares)-1]
+		last.Queues = append(last.Queues, q)
+	}
+}
+
+// maxCounted bounds the sends that Before counts one by one.
+const maxCounted = 10_000
+
+// Before is how many sends of its queue go before a send that waits, as far as it can be said without reading them all.
+func (l *Ledger) Before(ctx context.Context, s Send) (int64, error) {
+	if s.Batch {
+		// Items leave in the order of their numbers, so those after it all wait.
+		var waiting, behind int64
+		err := l.query(ctx, `SELECT w.added - w.done - w.sending - w.scheduled, w.added - $3 FROM (
+				SELECT q.sending, q.sent + q.failed + q.unknown + q.cancelled + q.expired AS done, `+added+` AS added, `+addedScheduled+` - q.left_scheduled AS scheduled
+				FROM queue q WHERE q.company = $1 AND q.id = $2) w`,
+			func(scan scanFunc) error { return scan(&waiting, &behind) }, s.ID.Company, s.ID.Queue, s.ID.Pos)
+		return max(0, min(waiting-behind-1, s.ID.Pos-1)), err
+	}
+	var n int64
+	err := l.query(ctx, `SELECT count(*) FROM (SELECT pos FROM send WHERE company = $1 AND queue = $2 AND state = 'pending' AND parked = 0 AND pos < $3 LIMIT $4) b`,
+		func(scan scanFunc) error { return scan(&n) }, s.ID.Company, s.ID.Queue, s.ID.Pos, maxCounted)
+	return n, err
+}
+
+// UnknownByAge counts the unknown sends that nobody has settled, by how long ago they became that: one number per age,
+// of those at least so old and younger than the next.
+func (l *Ledger) UnknownByAge(ctx context.Context, ages []time.Duration) ([]int64, error) {
+	counts := make([]int64, len(ages))
+	for i, age := range ages {
+		oldest := int64(math.MaxInt64)
+		if i+1 < len(ages) {
+			oldest = micros(ages[i+1])
+		}
+		err := l.query(ctx, `SELECT count(*) FROM send WHERE state = 'unknown' AND settled_at <= {now} - $1 AND settled_at > {now} - $2`,
+			func(scan scanFunc) error { return scan(&counts[i]) }, micros(age), oldest)
+		if err != nil {
+			return nil, err
+		}
+	}
+	return counts, nil
+}
+
+// Served counts the claims ever made, by company and caller.
+func (l *Ledger) Served(ctx context.Context) (map[int64]map[string]int64, error) {
+	out := map[int64]map[string]int64{}
+	err := l.query(ctx, `SELECT company, caller, CAST(sum(served) AS BIGINT) FROM share GROUP BY company, caller`, func(scan scanFunc) error {
+		var company, served int64
+		var caller string
+		err := scan(&company, &caller, &served)
+		if out[company] == nil {
+			out[company] = map[string]int64{}
+		}
+		out[company][caller] = served
+		return err
+	})
 	return out, err
 }
 

@@ -194,6 +194,9 @@ type Choice struct {
 	Pace  []byte // stored when not nil, claimed or not
 	Share Tag    // new Start and Virtual of the claimed head's share
 	Queue Tag    // the same of its queue
+
+	// RecipientGap keeps other Normal and Bulk sends to the same recipient from being claimed for so long.
+	RecipientGap time.Duration
 }
 
 // Claim is what came of one company in a call of Ledger.Claim.
@@ -246,16 +249,6 @@ type Config struct {
 	MaxAttempts int           // attempts of a Retry send whose claimant vanished; zero is 5
 
 	Logger *slog.Logger // nil logs nothing
-}
-
-// Backlog counts what waits in one caller's share of a lane.
-type Backlog struct {
-	Lane      Lane
-	Caller    string
-	Waiting   int64 // pending in open queues
-	Paused    int64 // pending in paused queues
-	Scheduled int64
-	Sending   int64
 }
 
 // Totals counts sends by how they read. Accepted is the sum of the others.

@@ -140,7 +140,7 @@ func (l *Ledger) sweep(ctx context.Context) (time.Duration, error) {
 			}
 		}
 	}
-	if err := l.forgetReplicas(ctx); err != nil {
+	if err := errors.Join(l.forgetReplicas(ctx), l.forgetGaps(ctx)); err != nil {
 		return sweepEvery, err
 	}
 	return l.nextDue(ctx)
@@ -180,6 +180,19 @@ func (l *Ledger) forgetReplicas(ctx context.Context) error {
 		for _, id := range gone {
 			t.write(`DELETE FROM replica WHERE id = $1 AND alive_until <= {now}`, id)
 		}
+		return nil
+	})
+}
+
+// forgetGaps deletes the gaps that are over.
+func (l *Ledger) forgetGaps(ctx context.Context) error {
+	over := false
+	err := l.query(ctx, `SELECT until FROM gap WHERE until <= {now} ORDER BY until LIMIT 1`, func(scanFunc) error { over = true; return nil })
+	if err != nil || !over {
+		return err
+	}
+	return l.transact(ctx, func(t *tx) error {
+		t.write(`DELETE FROM gap WHERE until <= {now}`)
 		return nil
 	})
 }

@@ -61,6 +61,10 @@ func (g *ground) settle(r *record, s *Settlement) (bool, error) {
 		if s.Uncounted {
 			r.Attempt--
 		}
+		if (s.Uncounted || s.SentAgo < 0) && r.Recipient != "" {
+			// Its recipient got nothing, so nobody has to wait for that.
+			g.t.write(`DELETE FROM gap WHERE company = $1 AND bot = $2 AND recipient = $3`, r.ID.Company, r.Bot, r.Recipient)
+		}
 		r.Reason, r.Result = s.Reason, s.Result
 		g.requeue(r, due)
 	default:
