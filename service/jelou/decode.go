@@ -261,8 +261,8 @@ func refusal(r *request, a answer, value any, s said) *Error {
 		Sent: true, Status: a.status, Code: publicCode(first(s.key, s.code)),
 		RetryAfter: retryAfter(a.header),
 	}
-	if e.Outcome == Unknown && r.op.reads() {
-		e.Outcome, e.Reason = Unreachable, facadev1.ErrorReason_UPSTREAM_UNREACHABLE
+	if e.Outcome == Unknown {
+		e.Reason = r.op.unknownReason()
 	}
 	own := ownWords(r)
 	e.Message = e.text(r.op)

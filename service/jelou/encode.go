@@ -31,6 +31,14 @@ const (
 
 func (o operation) reads() bool { return o >= readOne }
 
+// unknownReason is what a caller is told when there is no answer: a read may simply be repeated.
+func (o operation) unknownReason() facadev1.ErrorReason {
+	if o.reads() {
+		return facadev1.ErrorReason_UPSTREAM_UNREACHABLE
+	}
+	return facadev1.ErrorReason_OUTCOME_UNKNOWN
+}
+
 // request is one request to Jelou, ready to leave.
 type request struct {
 	op     operation

@@ -24,9 +24,10 @@ const (
 	// Throttled: a 429. Jelou did not take it; later it will.
 	Throttled
 	// Unreachable: Jelou did not take it, because nothing was written, or because HTTP/2 says that the stream was not
-	// processed. For a read: no answer.
+	// processed.
 	Unreachable
-	// Unknown: it may have been sent, and nobody can say.
+	// Unknown: it may have been sent, and nobody can say. A read has changed nothing and may be repeated: its Reason is
+	// UPSTREAM_UNREACHABLE.
 	Unknown
 	// Unauthorized: the credential was refused, or there is none to try.
 	Unauthorized
@@ -117,15 +118,9 @@ func invalid(field, description string) *Error {
 
 // noAnswer is the error of a request that got no answer, or none that can be read.
 func noAnswer(op operation, sent bool, timing Timing, err error) *Error {
-	e := &Error{Sent: sent, Timing: timing}
-	switch {
-	case op.reads():
-		// A read changes nothing, so there is nothing that could be unknown: it may be repeated.
-		e.Outcome, e.Reason = Unreachable, facadev1.ErrorReason_UPSTREAM_UNREACHABLE
-	case !sent || notProcessed(err):
-		e.Outcome, e.Reason = Unreachable, facadev1.ErrorReason_UPSTREAM_UNREACHABLE
-	default:
-		e.Outcome, e.Reason = Unknown, facadev1.ErrorReason_OUTCOME_UNKNOWN
+	e := &Error{Sent: sent, Timing: timing, Outcome: Unreachable, Reason: facadev1.ErrorReason_UPSTREAM_UNREACHABLE}
+	if sent && !notProcessed(err) {
+		e.Outcome, e.Reason = Unknown, op.unknownReason()
 	}
 	text, cause := describe(err)
 	if !sent {
@@ -139,8 +134,8 @@ func noAnswer(op operation, sent bool, timing Timing, err error) *Error {
 
 // text is the sentence of the error's reason.
 func (e *Error) text(op operation) string {
-	if op.reads() && e.Outcome == Unreachable {
-		return "Jelou did not answer the read"
+	if op.reads() && e.Outcome == Unknown {
+		return "Jelou gave no usable answer to the read, which may be repeated"
 	}
 	return messages[e.Reason]
 }

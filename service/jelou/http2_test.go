@@ -110,7 +110,7 @@ func accept(kind string) func(*http2.Framer, uint32, int) {
 func TestHTTP2Endings(t *testing.T) {
 	for name, c := range map[string]struct {
 		end  func(f *http2.Framer, stream uint32)
-		send Outcome
+		want Outcome
 	}{
 		"GOAWAY before it": {func(f *http2.Framer, s uint32) { _ = f.WriteGoAway(s-2, http2.ErrCodeNo, nil) }, Unreachable},
 		"REFUSED_STREAM":   {func(f *http2.Framer, s uint32) { _ = f.WriteRSTStream(s, http2.ErrCodeRefusedStream) }, Unreachable},
@@ -142,12 +142,8 @@ func TestHTTP2Endings(t *testing.T) {
 				}
 				_, err := call(t.Context(), client, t)
 				e := mustFail(t, err)
-				want := c.send
-				if kind == "read" {
-					want = Unreachable
-				}
-				if e.Outcome != want || !e.Sent {
-					t.Errorf("%v sent %v: %v, want %v", e.Outcome, e.Sent, e, want)
+				if e.Outcome != c.want || c.want == Unknown && e.Reason != unknownReasons[kind] || !e.Sent {
+					t.Errorf("%v %v sent %v: %v, want %v", e.Outcome, e.Reason, e.Sent, e, c.want)
 				}
 				if got := s.requests.Load(); got != 2 {
 					t.Errorf("%d requests on the wire for 2 calls", got)
@@ -185,7 +181,7 @@ func TestHTTP2ConnectionLost(t *testing.T) {
 		client := newClient(t, Config{BaseURL: server.URL, RootCAs: server.Client().Transport.(*http.Transport).TLSClientConfig.RootCAs})
 		_, err := call(t.Context(), client, t)
 		e := mustFail(t, err)
-		if want := (map[string]Outcome{"send": Unknown, "read": Unreachable})[kind]; e.Outcome != want || !e.Sent || !e.Timing.Closed {
+		if e.Outcome != Unknown || e.Reason != unknownReasons[kind] || !e.Sent || !e.Timing.Closed {
 			t.Errorf("%s: %+v", kind, e)
 		}
 		server.Close()

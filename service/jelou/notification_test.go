@@ -50,10 +50,10 @@ func TestDecodeRecordErrors(t *testing.T) {
 		"404 of the bot": {404, `{"error":{"code":"E1019","key":"BOT_NOT_FOUND"},"status":0}`, Refused, facadev1.ErrorReason_BOT_NOT_FOUND},
 		"not in list":    {200, `{"results":[]}`, Refused, facadev1.ErrorReason_RESOURCE_NOT_FOUND},
 		"another one":    {200, `{"results":[{"id":"n-2"}]}`, Refused, facadev1.ErrorReason_RESOURCE_NOT_FOUND},
-		"500":            {500, `{"error":{"code":"E0000"}}`, Unreachable, facadev1.ErrorReason_UPSTREAM_UNREACHABLE},
-		"page":           {200, `<html>`, Unreachable, facadev1.ErrorReason_UPSTREAM_UNREACHABLE},
-		"truncated":      {200, `{"id":"n-1"`, Unreachable, facadev1.ErrorReason_UPSTREAM_UNREACHABLE},
-		"302":            {302, ``, Unreachable, facadev1.ErrorReason_UPSTREAM_UNREACHABLE},
+		"500":            {500, `{"error":{"code":"E0000"}}`, Unknown, facadev1.ErrorReason_UPSTREAM_UNREACHABLE},
+		"page":           {200, `<html>`, Unknown, facadev1.ErrorReason_UPSTREAM_UNREACHABLE},
+		"truncated":      {200, `{"id":"n-1"`, Unknown, facadev1.ErrorReason_UPSTREAM_UNREACHABLE},
+		"302":            {302, ``, Unknown, facadev1.ErrorReason_UPSTREAM_UNREACHABLE},
 		"429":            {429, ``, Throttled, facadev1.ErrorReason_UPSTREAM_RATE_LIMITED},
 		"401":            {401, `{"message":"Authentication failed"}`, Unauthorized, facadev1.ErrorReason_JELOU_UNAUTHORIZED},
 		"failed in 200":  {200, `{"message":["no"],"status":"failed"}`, Refused, facadev1.ErrorReason_UPSTREAM_REFUSED},
@@ -128,7 +128,7 @@ func TestDecodePage(t *testing.T) {
 		}
 	}
 	for _, body := range []string{`<html>`, `{"unknown":1}`, `7`, `["a"]`} {
-		if page, e := decodePage(&request{op: readList}, answer{status: 200, body: []byte(body)}, ListQuery{}); e == nil || e.Outcome != Unreachable {
+		if page, e := decodePage(&request{op: readList}, answer{status: 200, body: []byte(body)}, ListQuery{}); e == nil || e.Outcome != Unknown || e.Reason != facadev1.ErrorReason_UPSTREAM_UNREACHABLE {
 			t.Error(body, page, e)
 		}
 	}
