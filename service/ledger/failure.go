@@ -67,7 +67,7 @@ func answered(err error) bool {
 // repeatable reports whether the same transaction may succeed when it is run again at once.
 func repeatable(err error) bool {
 	switch sqlState(err) {
-	case "40001", "40P01": // serialization_failure, deadlock_detected
+	case "40001", "40P01", "25P03": // serialization_failure, deadlock_detected, idle_in_transaction_session_timeout
 		return true
 	}
 	return errors.Is(err, errChanged)
