@@ -153,6 +153,9 @@ func (c *Cluster) create() error {
 			return err
 		}
 	}
+	if err := c.keep(); err != nil {
+		return err
+	}
 	init := c.command("initdb", "-D", c.data(), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
 	if out, err := init.CombinedOutput(); err != nil {
 		return fmt.Errorf("initdb: %w: %s", err, out)
@@ -177,7 +180,20 @@ func (c *Cluster) command(program string, args ...string) *exec.Cmd {
 
 // keeper waits until its standard input ends, which it does with this process, however that ends; then it stops the
 // server and removes the cluster.
-const keeper = `read -r _; kill -QUIT "$1"; for i in 1 2 3 4 5 6 7 8 9; do kill -0 "$1" || break; sleep 0.2; done; rm -rf "$PWD"`
+const keeper = `read -r _
+pid=$(head -n 1 data/postmaster.pid 2>/dev/null) && kill -QUIT "$pid"
+for i in 1 2 3 4 5 6 7 8 9; do kill -0 "$pid" 2>/dev/null || break; sleep 0.2; done
+rm -rf "$PWD"`
+
+func (c *Cluster) keep() error {
+	cmd := exec.Command("/bin/sh", "-c", keeper)
+	cmd.Dir, cmd.SysProcAttr = c.dir, &syscall.SysProcAttr{Credential: c.cred}
+	var err error
+	if c.input, err = cmd.StdinPipe(); err != nil {
+		return err
+	}
+	return cmd.Start()
+}
 
 // Start starts the server and waits until it answers.
 func (c *Cluster) Start() error {
@@ -190,14 +206,6 @@ func (c *Cluster) Start() error {
 		"-c", "max_connections=200", "-c", "deadlock_timeout=100ms", "-c", "shared_buffers=256MB", "-c", "max_wal_size=4GB")
 	c.server.Stdout, c.server.Stderr = log, log
 	if err := c.server.Start(); err != nil {
-		return err
-	}
-	watch := exec.Command("/bin/sh", "-c", keeper, "sh", strconv.Itoa(c.server.Process.Pid))
-	watch.Dir, watch.SysProcAttr = c.dir, &syscall.SysProcAttr{Credential: c.cred}
-	if c.input, err = watch.StdinPipe(); err != nil {
-		return err
-	}
-	if err := watch.Start(); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
@@ -229,5 +237,8 @@ func (c *Cluster) remove() {
 	if c.server != nil {
 		_ = c.Signal(syscall.SIGQUIT)
 	}
-	_ = os.RemoveAll(c.dir)
+	if c.input == nil {
+		return
+	}
+	_ = c.input.Close()
 }
