@@ -423,7 +423,6 @@ func (a *adding) insertFinal(final []*addition, mark func(scanFunc) error) error
 
 // meet looks at what those met that were not inserted, answers them, and returns those to insert again.
 func (a *adding) meet(fresh []*addition) ([]*addition, error) {
-	const query = `SELECT ` + recordColumns + fromRecord
 	met := map[*addition]*[3]record{}
 	for _, w := range fresh {
 		if w.inserted {
@@ -435,12 +434,12 @@ func (a *adding) meet(fresh []*addition) ([]*addition, error) {
 			return func(scan scanFunc) error { return found[i].scan(scan) }
 		}
 		id := w.id
-		a.t.read(query+`WHERE s.company = $1 AND s.queue = $2 AND s.pos = $3`, into(0), id.Company, id.Queue, id.Pos)
+		a.t.read(getQuery, into(0), id.Company, id.Queue, id.Pos)
 		if w.new.RequestID != "" {
-			a.t.read(query+`WHERE s.company = $1 AND s.caller = $2 AND s.request_id = $3`, into(1), id.Company, w.out.Send.Caller, w.new.RequestID)
+			a.t.read(findQuery, into(1), id.Company, w.out.Send.Caller, w.new.RequestID)
 		}
 		if r := w.new.ReplayOf; !r.IsZero() {
-			a.t.read(query+`WHERE s.company = $1 AND s.replay_queue = $2 AND s.replay_pos = $3`, into(2), id.Company, r.Queue, r.Pos)
+			a.t.read(`SELECT `+recordColumns+fromRecord+`WHERE s.company = $1 AND s.replay_queue = $2 AND s.replay_pos = $3`, into(2), id.Company, r.Queue, r.Pos)
 		}
 	}
 	if len(met) == 0 {

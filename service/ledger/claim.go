@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"math"
 	"slices"
-	"sync/atomic"
 	"time"
 )
 
@@ -46,11 +45,7 @@ func (l *Ledger) Claim(ctx context.Context, companies []int64, lease time.Durati
 		return nil, err
 	}
 	l.publish(c.ground)
-	for _, claim := range c.out {
-		if claim.Send != nil {
-			l.seeClaim(claim.Company, claim.Send.Claim)
-		}
-	}
+	l.watchHome(ctx, c.companies, c.out)
 	return c.out, nil
 }
 
@@ -89,10 +84,10 @@ type head struct {
 // headColumns come after recordColumns.
 const headColumns = `, q.weight, q.start_tag, q.head_pos, q.looked_at,
 	CASE WHEN s.recipient <> '' AND (
-		EXISTS (SELECT 1 FROM send b WHERE b.company = s.company AND b.bot = s.bot AND b.recipient = s.recipient
-			AND b.state = 'sending' AND (b.lane = 1) = (s.lane = 1))
-		OR EXISTS (SELECT 1 FROM send b WHERE b.company = s.company AND b.bot = s.bot AND b.recipient = s.recipient
-			AND b.parked = 2 AND (b.lane = 1) = (s.lane = 1))) THEN 1 ELSE 0 END,
+		(SELECT 1 FROM send b WHERE b.company = s.company AND b.bot = s.bot AND b.recipient = s.recipient
+			AND b.state = 'sending' AND (b.lane = 1) = (s.lane = 1) LIMIT 1) IS NOT NULL
+		OR (SELECT 1 FROM send b WHERE b.company = s.company AND b.bot = s.bot AND b.recipient = s.recipient
+			AND b.parked = 2 AND (b.lane = 1) = (s.lane = 1) LIMIT 1) IS NOT NULL) THEN 1 ELSE 0 END,
 	CASE WHEN s.expire_at <= {now} OR (s.owner IS NOT NULL AND NOT EXISTS (SELECT 1 FROM replica r WHERE r.id = s.owner AND r.alive_until > {now})) THEN 1 ELSE 0 END,
 	COALESCE((SELECT p.until FROM gap p WHERE p.company = s.company AND p.bot = s.bot AND p.recipient = s.recipient AND s.lane <> 1 AND p.until > {now}), 0)`
 
@@ -105,30 +100,41 @@ func (h *head) scanHead(scan scanFunc, more ...any) error {
 }
 
 // lookQuery finds the first send of the first queue of the first share of each lane. Each first is a scalar
-// sub-select, which ends at one row of an index: a join with ORDER BY would sort the whole queue.
-const lookQuery = `SELECT ` + recordColumns + headColumns + `, sh.weight, sh.start_tag, sh.queue_virtual
-	FROM (SELECT f.company, f.lane, f.caller,
+// sub-select, which ends at one row of an index: a join with ORDER BY would sort the whole queue. Each step is
+// materialized and the joins are in their order, so that no planner, whose cached plan may be from when the tables were
+// empty, begins anywhere else.
+const lookQuery = `WITH share_of AS MATERIALIZED (
+		SELECT c.id AS company, n.lane AS lane,
+			(SELECT x.caller FROM share x WHERE x.company = c.id AND x.lane = n.lane AND x.ready = 1
+				ORDER BY x.start_tag, x.caller LIMIT 1) AS caller
+		FROM company c CROSS JOIN (SELECT 1 AS lane UNION ALL SELECT 2 UNION ALL SELECT 3) n WHERE c.id {in 1}
+	), queue_of AS MATERIALIZED (
+		SELECT f.company, f.lane, f.caller,
 			(SELECT u.id FROM queue u WHERE u.company = f.company AND u.lane = f.lane AND u.caller = f.caller
-				AND u.state = 'open' AND u.ready = 1 ORDER BY u.start_tag, u.id LIMIT 1) AS queue
-		FROM (SELECT c.id AS company, n.lane AS lane,
-				(SELECT x.caller FROM share x WHERE x.company = c.id AND x.lane = n.lane AND x.ready = 1
-					ORDER BY x.start_tag, x.caller LIMIT 1) AS caller
-			FROM company c CROSS JOIN (SELECT 1 AS lane UNION ALL SELECT 2 UNION ALL SELECT 3) n
-			WHERE c.id {in 1}) f
-		WHERE f.caller IS NOT NULL) p
-	JOIN share sh ON sh.company = p.company AND sh.lane = p.lane AND sh.caller = p.caller
-	JOIN queue q ON q.company = p.company AND q.id = p.queue
-	JOIN send s ON s.company = q.company AND s.queue = q.id AND s.pos = (
-		SELECT y.pos FROM send y WHERE y.company = q.company AND y.queue = q.id AND y.state = 'pending' AND y.parked = 0
-			AND y.pos >= CASE WHEN q.looked_at < $2 THEN 0 ELSE q.head_pos END
-		ORDER BY y.pos LIMIT 1)`
+				AND u.state = 'open' AND u.ready = 1 ORDER BY u.start_tag, u.id LIMIT 1) AS id
+		FROM share_of f WHERE f.caller IS NOT NULL
+	), send_of AS MATERIALIZED (
+		SELECT f.company, f.lane, f.caller, f.id,
+			(SELECT y.pos FROM send y WHERE y.company = f.company AND y.queue = f.id AND y.state = 'pending' AND y.parked = 0
+				AND y.pos >= (SELECT CASE WHEN u.looked_at < $2 THEN 0 ELSE u.head_pos END FROM queue u WHERE u.company = f.company AND u.id = f.id)
+				ORDER BY y.pos LIMIT 1) AS pos
+		FROM queue_of f WHERE f.id IS NOT NULL
+	) SELECT ` + recordColumns + headColumns + `,
+		(SELECT x.weight FROM share x WHERE x.company = f.company AND x.lane = f.lane AND x.caller = f.caller),
+		(SELECT x.start_tag FROM share x WHERE x.company = f.company AND x.lane = f.lane AND x.caller = f.caller),
+		(SELECT x.queue_virtual FROM share x WHERE x.company = f.company AND x.lane = f.lane AND x.caller = f.caller)
+	FROM send_of f CROSS JOIN send s CROSS JOIN queue q
+	WHERE s.company = f.company AND s.queue = f.id AND s.pos = f.pos AND q.company = f.company AND q.id = f.id`
+
+const lapsedQuery = `SELECT ` + recordColumns + fromRecord + `WHERE s.company {in 1} AND s.state = 'sending' AND s.lease_until <= {now}
+	ORDER BY s.lease_until LIMIT $2`
 
 // nextQuery gives the next sends of a queue. The sub-select reads one index and nothing else.
 const nextQuery = `SELECT ` + recordColumns + headColumns + `
 	FROM (SELECT y.pos FROM send y WHERE y.company = $1 AND y.queue = $2 AND y.state = 'pending' AND y.parked = 0 AND y.pos >= $3 AND y.pos < $4
 		ORDER BY y.pos LIMIT $5) n
-	JOIN send s ON s.company = $1 AND s.queue = $2 AND s.pos = n.pos
-	JOIN queue q ON q.company = $1 AND q.id = $2
+	CROSS JOIN send s CROSS JOIN queue q
+	WHERE s.company = $1 AND s.queue = $2 AND s.pos = n.pos AND q.company = $1 AND q.id = $2
 	ORDER BY s.pos`
 
 func (c *claiming) run(companies []int64, decide func(View) Choice) error {
@@ -192,8 +198,7 @@ func (c *claiming) look(companies []int64) (map[int64][]Lane, error) {
 		c.heads[laneKey{h.ID.Company, h.Lane}] = h
 		return err
 	}, list, c.believe)
-	c.t.read(`SELECT `+recordColumns+fromRecord+`WHERE s.company {in 1} AND s.state = 'sending' AND s.lease_until <= {now}
-		ORDER BY s.company, s.lease_until LIMIT $2`, func(scan scanFunc) error {
+	c.t.read(lapsedQuery, func(scan scanFunc) error {
 		r := &record{}
 		err := r.scan(scan)
 		c.lapsed = append(c.lapsed, r)
@@ -525,23 +530,4 @@ func (l *Ledger) findClaimed(ctx context.Context, c *claiming, lost error) error
 		}
 	}
 	return nil
-}
-
-// seeClaim remembers the highest claim number of a company.
-func (l *Ledger) seeClaim(company, number int64) {
-	v, _ := l.claimNos.LoadOrStore(company, new(atomic.Int64))
-	highest := v.(*atomic.Int64)
-	for {
-		have := highest.Load()
-		if number <= have || highest.CompareAndSwap(have, number) {
-			return
-		}
-	}
-}
-
-// rewound reports whether a company's claim number is lower than one seen before: then the ledger lost what
-// happened between, and what it calls pending may have been sent.
-func (l *Ledger) rewound(company, number int64) bool {
-	v, ok := l.claimNos.Load(company)
-	return ok && number < v.(*atomic.Int64).Load()
 }

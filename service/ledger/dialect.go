@@ -18,6 +18,9 @@ import (
 //	{all}        take the row also from those who hold {share}, wait for it
 //	{all skip}   the same, leave out rows that somebody else has
 //	{in N}       is one of the numbers of list parameter $N, made by list
+//	{each}($N){value}  the texts of the JSON array $N, as rows with a column value
+//	{find}(a, b)       where the text a has b in it; zero: nowhere
+//	{timeline}   of the database; where it has none, what the table home says
 type dialect struct {
 	begin     string
 	words     *strings.Replacer
@@ -63,6 +66,7 @@ func newSQLiteDialect() *dialect {
 			"{now}", "clock_us()",
 			"{lock}", "", "{lock skip}", "", "{share}", "", "{all}", "", "{all skip}", "",
 			"{in 1}", "IN (SELECT value FROM json_each($1))",
+			"{each}", "json_each", "{value}", "", "{find}", "instr", "{timeline}", homeTimeline,
 		),
 		positions: "UPDATE counter SET next = next + $1 WHERE name = 'send_pos' RETURNING next - $1",
 		list: func(ids []int64) any {
@@ -74,7 +78,14 @@ func newSQLiteDialect() *dialect {
 	}
 }
 
-func newPostgresDialect() *dialect {
+// The timeline of a database that has none is the one that was stored.
+const homeTimeline = "timeline"
+
+// walTimeline is read off the name of the WAL file being written: pg_control_checkpoint() follows a promotion only with
+// the next checkpoint.
+const walTimeline = "('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::bigint"
+
+func newPostgresDialect(timeline string) *dialect {
 	return &dialect{
 		// Said here and not left to the server's default: every statement has to see what was committed while
 		// it waited for a lock.
@@ -84,6 +95,7 @@ func newPostgresDialect() *dialect {
 			"{lock}", "FOR NO KEY UPDATE", "{lock skip}", "FOR NO KEY UPDATE SKIP LOCKED",
 			"{share}", "FOR KEY SHARE", "{all}", "FOR UPDATE", "{all skip}", "FOR UPDATE SKIP LOCKED",
 			"{in 1}", "= ANY($1::bigint[])",
+			"{each}", "jsonb_array_elements_text", "{value}", " AS each(value)", "{find}", "strpos", "{timeline}", timeline,
 		),
 		positions: "SELECT nextval('send_pos') FROM generate_series(1, $1::bigint)",
 		list:      func(ids []int64) any { return ids },

@@ -110,7 +110,7 @@ func (l *Ledger) classify(ctx context.Context, err error) error {
 
 var ownErrors = []error{
 	ErrUnavailable, ErrUncertain, ErrNotFound, ErrRequestIDReused, ErrSequenceMismatch, ErrSealed, ErrStreamReplaced,
-	ErrReplayed, ErrClaimLost, ErrNewerSchema, ErrLocked, ErrClosed,
+	ErrReplayed, ErrClaimLost, ErrNewerSchema, ErrLocked, ErrClosed, ErrBatchEnded, ErrCursorExpired, ErrNothingToReplay,
 }
 
 func isOwn(err error) bool {

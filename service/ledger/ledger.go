@@ -247,6 +247,7 @@ type Config struct {
 	Connections int           // in the pool for PostgreSQL, reading for SQLite; zero is 16 and 4
 	OwnerLease  time.Duration // how long a silent replica's own sends live on; zero is 10 s
 	MaxAttempts int           // attempts of a Retry send whose claimant vanished; zero is 5
+	Retention   Retention     // what Run deletes; see there for zero
 
 	Logger *slog.Logger // nil logs nothing
 }
@@ -269,6 +270,8 @@ type Ledger struct {
 	maxAttempts int
 
 	// SQLite only.
+	path    string
+	witness *witness
 	lock    *os.File
 	writeDB *sql.DB
 	write   chan *sqliteWriter
@@ -281,9 +284,14 @@ type Ledger struct {
 	hub     *hub
 	notify  *notifier     // nil where there is only one process
 	nudge   chan struct{} // tells Run that something became due sooner
+	untidy  chan struct{} // tells Run that a batch was cancelled
 	failing sync.Map      // what goes wrong in the background at the moment
 	commits atomic.Int64
 	skew    atomic.Int64 // the database's clock less this process's, as last seen
+
+	retention Retention
+	retaining sync.Mutex
+	retained  retained
 
 	stop   context.CancelFunc
 	ending sync.WaitGroup
@@ -300,6 +308,7 @@ func Open(ctx context.Context, c Config) (*Ledger, error) {
 	l := &Ledger{
 		postgres: c.URL != "", dialect: newSQLiteDialect(), replica: c.Replica,
 		log: c.Logger, ownerLease: c.OwnerLease, maxAttempts: c.MaxAttempts, hub: newHub(), nudge: make(chan struct{}, 1),
+		untidy: make(chan struct{}, 1), retention: c.Retention,
 	}
 	if l.log == nil {
 		l.log = slog.New(slog.DiscardHandler)
@@ -312,16 +321,18 @@ func Open(ctx context.Context, c Config) (*Ledger, error) {
 	}
 	open := l.openSQLite
 	if l.postgres {
-		l.dialect, open = newPostgresDialect(), l.openPostgres
+		l.dialect, open = newPostgresDialect(walTimeline), l.openPostgres
 	}
 	l.stripe = int64(crc32.ChecksumIEEE([]byte(c.Replica)) % l.dialect.stripes)
 	if err := open(ctx, c); err != nil {
 		l.closeDatabase()
 		return nil, l.classify(ctx, err)
 	}
-	if err := l.renew(ctx); err != nil {
-		l.closeDatabase()
-		return nil, err
+	for _, step := range []func(context.Context) error{l.moveIn, l.checkRewound, l.renew} {
+		if err := step(ctx); err != nil {
+			l.closeDatabase()
+			return nil, err
+		}
 	}
 	l.start()
 	return l, nil
@@ -364,6 +375,9 @@ func (l *Ledger) closeDatabase() error {
 	}
 	if l.writeDB != nil {
 		errs = append(errs, l.writeDB.Close())
+	}
+	if l.witness != nil {
+		errs = append(errs, l.witness.file.Close())
 	}
 	if l.lock != nil {
 		errs = append(errs, l.lock.Close()) // and with it the lock

@@ -8,10 +8,11 @@ import (
 // record is a stored send as a transaction sees it.
 type record struct {
 	Send
-	raw      State // as stored, or about to be; State is how it reads
-	was      State // as it was read
-	changed  bool
-	claimant string
+	raw       State // as stored, or about to be; State is how it reads
+	was       State // as it was read
+	changed   bool
+	lateUntil int64 // of what was just settled
+	claimant  string
 }
 
 func (r *record) queueID() QueueID { return QueueID{r.ID.Company, r.ID.Queue} }
@@ -32,6 +33,11 @@ const recordColumns = `s.company, s.queue, s.pos, s.lane, s.caller, q.batch, s.b
 	COALESCE(s.settled_at, CASE WHEN s.state IN ('scheduled', 'pending') THEN q.cancelled_at END, 0)`
 
 const fromRecord = ` FROM send s JOIN queue q ON q.company = s.company AND q.id = s.queue `
+
+const (
+	getQuery  = `SELECT ` + recordColumns + fromRecord + `WHERE s.company = $1 AND s.queue = $2 AND s.pos = $3`
+	findQuery = `SELECT ` + recordColumns + fromRecord + `WHERE s.company = $1 AND s.caller = $2 AND s.request_id = $3`
+)
 
 // columns are where to scan recordColumns.
 func (r *record) columns() []any {
@@ -84,14 +90,12 @@ func oneIf(b bool) int64 {
 
 // Get reads a send, or ErrNotFound.
 func (l *Ledger) Get(ctx context.Context, id ID) (Send, error) {
-	return l.getOne(ctx, `SELECT `+recordColumns+fromRecord+
-		`WHERE s.company = $1 AND s.queue = $2 AND s.pos = $3`, id.Company, id.Queue, id.Pos)
+	return l.getOne(ctx, getQuery, id.Company, id.Queue, id.Pos)
 }
 
 // FindByRequestID reads the send that the caller made under the request id, or ErrNotFound.
 func (l *Ledger) FindByRequestID(ctx context.Context, company int64, caller, requestID string) (Send, error) {
-	return l.getOne(ctx, `SELECT `+recordColumns+fromRecord+
-		`WHERE s.company = $1 AND s.caller = $2 AND s.request_id = $3`, company, caller, requestID)
+	return l.getOne(ctx, findQuery, company, caller, requestID)
 }
 
 func (l *Ledger) getOne(ctx context.Context, query string, args ...any) (Send, error) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"sync"
 	"time"
 )
 
@@ -89,6 +90,9 @@ func (r *record) waits() bool { return r.raw == Scheduled || r.raw == Pending }
 // settles lapsed leases and forgets replicas that are gone. It returns when ctx ends. While the database is away it
 // goes on trying.
 func (l *Ledger) Run(ctx context.Context) error {
+	var beside sync.WaitGroup
+	defer beside.Wait()
+	beside.Go(func() { l.tidy(ctx) })
 	renewal := time.NewTicker(l.ownerLease / 4)
 	defer renewal.Stop()
 	sweep := time.NewTimer(0)

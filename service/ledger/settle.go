@@ -208,7 +208,7 @@ func (g *ground) lock(companies []int64, queues []QueueID) {
 
 // read queues the reading of a send.
 func (g *ground) read(id ID, into map[ID]*record) {
-	g.t.read(`SELECT `+recordColumns+fromRecord+`WHERE s.company = $1 AND s.queue = $2 AND s.pos = $3`,
+	g.t.read(getQuery,
 		func(scan scanFunc) error {
 			into[id] = &record{}
 			return into[id].scan(scan)

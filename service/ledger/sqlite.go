@@ -64,7 +64,11 @@ func (l *Ledger) openSQLite(ctx context.Context, c Config) error {
 	if err != nil {
 		return err
 	}
+	l.path = path
 	if l.lock, err = lockFile(path); err != nil {
+		return err
+	}
+	if l.witness, err = openWitness(path+".claims", func(company, number int64) { l.seeClaim(ctx, company, number) }); err != nil {
 		return err
 	}
 	// A commit is answered only when it is on the disk (FULL): a power cut loses nothing that was answered.

@@ -43,6 +43,7 @@ type companyRow struct {
 	pace    []byte
 	repaced bool
 	held    bool
+	moved   bool // the database is on another timeline than it was
 }
 
 // queueRow is a locked queue and what is to be added to it.
@@ -82,21 +83,23 @@ func newGround(t *tx) *ground {
 // The clock is read outside of what takes the lock: in the same list of columns it could be read before.
 const lockCompanies = `WITH locked AS MATERIALIZED (
 		SELECT id, claim_no, urgent_virtual, normal_virtual, bulk_virtual, pace FROM company WHERE id {in 1} ORDER BY id {lock}
-	) SELECT id, claim_no, urgent_virtual, normal_virtual, bulk_virtual, pace, (SELECT held FROM home), {now} FROM locked`
+	) SELECT id, claim_no, urgent_virtual, normal_virtual, bulk_virtual, pace, (SELECT CASE WHEN timeline = {timeline} THEN held ELSE 2 END FROM home), {now} FROM locked`
 
 // lockCompaniesSkip leaves out those that somebody else has.
 const lockCompaniesSkip = `WITH locked AS MATERIALIZED (
 		SELECT id, claim_no, urgent_virtual, normal_virtual, bulk_virtual, pace FROM company WHERE id {in 1} ORDER BY id {lock skip}
-	) SELECT id, claim_no, urgent_virtual, normal_virtual, bulk_virtual, pace, (SELECT held FROM home), {now} FROM locked`
+	) SELECT id, claim_no, urgent_virtual, normal_virtual, bulk_virtual, pace, (SELECT CASE WHEN timeline = {timeline} THEN held ELSE 2 END FROM home), {now} FROM locked`
 
 // lockCompanies queues the locks; the companies are there after the next flush.
 func (g *ground) lockCompanies(query string, ids []int64) {
 	g.t.read(query, func(scan scanFunc) error {
 		var id int64
+		var held int
 		c := &companyRow{}
-		if err := scan(&id, &c.claimNo, &c.virtual[Urgent], &c.virtual[Normal], &c.virtual[Bulk], &c.pace, flag{&c.held}, &g.now); err != nil {
+		if err := scan(&id, &c.claimNo, &c.virtual[Urgent], &c.virtual[Normal], &c.virtual[Bulk], &c.pace, &held, &g.now); err != nil {
 			return err
 		}
+		c.held, c.moved = held != 0, held == 2
 		g.companies[id] = c
 		g.t.l.skew.Store(g.now - time.Now().UnixMicro())
 		return nil
@@ -161,6 +164,9 @@ func (g *ground) finish(r *record, to State, reason string, result []byte) {
 		r.ResultNo = q.nextResult
 		q.nextResult++
 		q.done++
+	}
+	if to == Unknown {
+		r.lateUntil = r.LeaseUntil // its claimant may still have evidence, until then and no longer
 	}
 	g.enter(r, to)
 	q.results[to]++
@@ -234,6 +240,10 @@ func (g *ground) lapse(r *record) {
 	}
 }
 
+const parkedQuery = `SELECT lane, queue, pos FROM send
+	WHERE company = $1 AND bot = $2 AND recipient = $3 AND parked = 1 AND (lane, queue) > ($4, $5) AND lane <= $6
+	ORDER BY lane, queue, pos LIMIT 1`
+
 // unpark finds, for every recipient that was freed, the first waiting send of each queue. Others behind it in the
 // queue are parked until it has had its turn; another queue's may go first when this one is paused.
 func (g *ground) unpark() ([]record, error) {
@@ -260,9 +270,7 @@ func (g *ground) unpark() ([]record, error) {
 	for len(open) > 0 && len(heads) < maxUnparked {
 		for _, c := range open {
 			c.found = false
-			g.t.read(`SELECT lane, queue, pos FROM send
-				WHERE company = $1 AND bot = $2 AND recipient = $3 AND parked = 1 AND (lane, queue) > ($4, $5) AND lane <= $6
-				ORDER BY lane, queue, pos LIMIT 1`, func(scan scanFunc) error {
+			g.t.read(parkedQuery, func(scan scanFunc) error {
 				c.found = true
 				r := &c.foundRecord
 				r.ID.Company = c.to.company
@@ -358,9 +366,9 @@ func (g *ground) writeQueue(id QueueID, q *queueRow) {
 
 func (g *ground) writeSend(r *record) {
 	g.t.writeOne(`UPDATE send SET state = $6, parked = $7, attempt = $8, resolved = $9, lease_until = $10, due_at = $11, sent_at = $12,
-			settled_at = $13, result_no = $14, reason = $15, result = $16
+			settled_at = $13, result_no = $14, reason = $15, result = $16, late_until = COALESCE($17, late_until)
 		WHERE company = $1 AND queue = $2 AND pos = $3 AND state = $4 AND COALESCE(claim, 0) = $5`,
 		r.ID.Company, r.ID.Queue, r.ID.Pos, string(r.was), r.Claim,
 		string(r.raw), r.Parked, r.Attempt, oneIf(r.Resolved), orNull(r.LeaseUntil), orNull(r.DueAt), orNull(r.SentAt),
-		orNull(r.SettledAt), orNull(r.ResultNo), r.Reason, r.Result)
+		orNull(r.SettledAt), orNull(r.ResultNo), r.Reason, r.Result, orNull(r.lateUntil))
 }

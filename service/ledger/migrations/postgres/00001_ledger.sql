@@ -87,7 +87,7 @@ CREATE INDEX queue_cancelled ON queue (cancelled_at) WHERE state = 'cancelled' A
 CREATE INDEX queue_unsealed ON queue (uploaded_at) WHERE batch = 1 AND item_count IS NULL;
 CREATE INDEX queue_replaying ON queue (created_at) WHERE item_count = -1;
 CREATE INDEX queue_ended ON queue (ended_at) WHERE ended_at IS NOT NULL;
-CREATE INDEX queue_listed ON queue (company, caller, created_at, id) WHERE batch = 1;
+CREATE INDEX queue_listed ON queue (company, caller, created_at) WHERE batch = 1;
 CREATE UNIQUE INDEX queue_loose ON queue (company, lane, caller) WHERE batch = 0;
 CREATE UNIQUE INDEX queue_request ON queue (company, caller, request_id) WHERE request_id IS NOT NULL;
 
@@ -161,15 +161,16 @@ CREATE INDEX send_ready ON send (company, queue, pos) WHERE state = 'pending' AN
 CREATE INDEX send_parked ON send (company, bot, recipient, lane, queue, pos) WHERE parked = 1;
 CREATE INDEX send_sending ON send (company, bot, recipient, lane) WHERE state = 'sending';
 CREATE INDEX send_backoff ON send (company, bot, recipient, lane) WHERE parked = 2;
-CREATE INDEX send_lease ON send (company, lease_until) WHERE state = 'sending';
+CREATE INDEX send_lease ON send (lease_until) WHERE state = 'sending';
 CREATE INDEX send_due ON send (due_at) WHERE state = 'scheduled' OR parked = 2;
 CREATE INDEX send_expire ON send (expire_at) WHERE expire_at IS NOT NULL AND state IN ('scheduled', 'pending');
 CREATE INDEX send_owner ON send (owner) WHERE owner IS NOT NULL AND state IN ('scheduled', 'pending');
 CREATE INDEX send_unknown ON send (settled_at) WHERE state = 'unknown';
 CREATE INDEX send_settled ON send (settled_at) WHERE settled_at IS NOT NULL;
-CREATE INDEX send_listed ON send (company, caller, accepted_at, queue, pos);
+-- Not by company first: while PostgreSQL believes that the table is small it would take them for look-ups by key.
+CREATE INDEX send_listed ON send (caller, company, accepted_at, queue, pos);
 CREATE INDEX send_amiss ON send (company, queue, pos) WHERE state IN ('failed', 'unknown', 'expired');
-CREATE INDEX send_amiss_listed ON send (company, caller, accepted_at, queue, pos) WHERE state IN ('failed', 'unknown', 'expired');
+CREATE INDEX send_amiss_listed ON send (caller, company, accepted_at, queue, pos) WHERE state IN ('failed', 'unknown', 'expired');
 
 -- Who got a send lately in a company that leaves a time between two sends to one user.
 CREATE TABLE gap (
