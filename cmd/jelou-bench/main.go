@@ -27,7 +27,7 @@ type benchmark struct {
 
 // benchmarks in the order in which the help lists them.
 var benchmarks = []benchmark{
-	overheadBenchmark, pacingBenchmark, limitBenchmark,
+	overheadBenchmark, pacingBenchmark, limitBenchmark, lanesBenchmark, fairnessBenchmark,
 }
 
 func main() {

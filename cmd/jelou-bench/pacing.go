@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -24,13 +25,15 @@ or behind the processing. Where processing varies and the limiter is at the edge
 Beside it, in the same run and over the same ways, clients as they are usually written: x/time/rate with burst 5, even
 spacing, fixed windows. Then the facade against the other ways of counting: fixed windows, a token bucket, even spacing.
 
-Utilization is what was admitted from a company's first arrival on, as a share of its allowance in that time. Arrivals are
+Utilization is what was admitted of a company, as a share of its allowance, from the time on when the facade has learned
+the network's fastest trip: 6 s after the company's first arrival; those 6 s stand in a column of their own. Arrivals are
 counted at the simulator; a violation is an arrival that made a window of one second hold more than 5.
 
 Fields: violations and http_429 (of the facade against the sliding window), utilization (the lowest of near and internet
 with steady processing), utilization_near, utilization_internet, utilization_lossy (the lowest of each with steady
 processing), utilization_varied_reply and utilization_varied_auto (the lowest with 50 to 1,050 ms), arrivals_near,
-arrivals_internet, arrivals_lossy, worst_window, and of each baseline (rate_burst5, even, fixed): violations, http_429, utilization.
+arrivals_internet, arrivals_lossy, worst_window; of each other window (window_fixed, window_token_bucket, window_even):
+http_429, utilization; of each usual client (client_rate_burst5, client_even, client_fixed): violations, http_429, utilization.
 --quick leaves out cells and measures each for some seconds, so utilization is rougher.`,
 	run: pacing,
 }
@@ -72,17 +75,20 @@ func (c cell) describe() []any {
 type counted struct {
 	arrived, admitted, throttled int
 	violations, worst            int
-	used                         float64 // share of the allowance
+	used, usedFirst              float64 // share of the allowance, once learned and before
 }
 
-// count looks at what arrived of the companies, each from its first arrival on for so long.
-func (s *simulator) count(ctx context.Context, long time.Duration, all []*tenant) (counted, error) {
+// learning is how long a company needs to know its network: until then no credit is taken for the fastest trip.
+const learning = 6 * time.Second
+
+// count looks at what arrived of the companies: each from its first arrival on for the time in which it learns, and
+// then for so long.
+func (s *simulator) count(ctx context.Context, learning, long time.Duration, all []*tenant) (counted, error) {
 	var c counted
 	of, err := s.arrivals(ctx)
 	if err != nil {
 		return c, err
 	}
-	var used float64
 	for _, t := range all {
 		a := of[t.name]
 		if a == nil || len(a.admitted) == 0 {
@@ -94,9 +100,10 @@ func (s *simulator) count(ctx context.Context, long time.Duration, all []*tenant
 		c.arrived += len(a.all)
 		c.admitted += len(a.admitted)
 		c.throttled += len(a.throttled)
-		used += float64(within(a.admitted, a.all[0], long)) / (float64(t.allowed()) * long.Seconds() / t.every().Seconds())
+		learned := a.all[0].Add(learning)
+		c.usedFirst += share(a.admitted, t, a.all[0], learned) / float64(len(all))
+		c.used += share(a.admitted, t, learned, learned.Add(long)) / float64(len(all))
 	}
-	c.used = used / float64(len(all))
 	return c, nil
 }
 
@@ -113,7 +120,7 @@ func (b *bench) pacingCells(profile jelousim.NetworkProfile) []*cell {
 }
 
 func pacing(b *bench) error {
-	each, long := pick(b, 5, 2), pick(b, 100*time.Second, 9*time.Second)
+	each, long := pick(b, 5, 2), pick(b, 100*time.Second, 6*time.Second)
 	profiles := []jelousim.NetworkProfile{jelousim.NetworkNear, jelousim.NetworkInternet, jelousim.NetworkLossy}
 	p, err := b.startPostgres()
 	if err != nil {
@@ -121,7 +128,9 @@ func pacing(b *bench) error {
 	}
 	sum := newPacingSum()
 	t := b.found.table(fmt.Sprintf("The facade at full demand, sliding window of 5 a second at Jelou, %d companies a line for %v", each, long),
-		"network", "processing", "limiter", "evidence", "replicas", "arrived", "worst window", "violations", "429", "utilization")
+		"network", "processing", "limiter", "evidence", "replicas", "arrived", "worst window", "violations", "429", "first 6 s", "utilization")
+	other := b.found.table(fmt.Sprintf("The facade against other ways of counting, internet, 80 ms, one process, %v", long),
+		"Jelou counts by", "arrived", "429", "utilization")
 	groups := [][]jelousim.NetworkProfile{{profiles[0]}, {profiles[1]}, {profiles[2]}}
 	if b.quick {
 		groups = [][]jelousim.NetworkProfile{profiles}
@@ -132,9 +141,20 @@ func pacing(b *bench) error {
 			for _, profile := range group {
 				cells = append(cells, b.pacingCells(profile)...)
 			}
+			if replicas == 1 && slices.Contains(group, jelousim.NetworkInternet) {
+				for _, kind := range []jelousim.RateKind{jelousim.RateFixed, jelousim.RateTokenBucket, jelousim.RateEven} {
+					cells = append(cells, &cell{profile: jelousim.NetworkInternet, steady: true, kind: kind})
+				}
+			}
 			b.progress("%v with %d replicas", group, replicas)
 			err := b.measureCells(p, replicas, each, long, cells, func(c *cell, n counted) {
-				t.add(append(c.describe(), replicas, n.arrived, n.worst, n.violations, n.throttled, n.used)...)
+				if c.kind != "" {
+					other.add(string(c.kind), n.arrived, n.throttled, n.used)
+					b.found.set("window_"+string(c.kind)+"_http_429", n.throttled)
+					b.found.set("window_"+string(c.kind)+"_utilization", rounded(n.used, 4))
+					return
+				}
+				t.add(append(c.describe(), replicas, n.arrived, n.worst, n.violations, n.throttled, n.usedFirst, n.used)...)
 				sum.add(c, n)
 			})
 			if err != nil {
@@ -143,9 +163,6 @@ func pacing(b *bench) error {
 		}
 	}
 	sum.set(&b.found)
-	if err := b.otherWindows(p, each, pick(b, 60*time.Second, 6*time.Second)); err != nil {
-		return err
-	}
 	return b.baselines(profiles, each, long)
 }
 
@@ -227,15 +244,15 @@ func (b *bench) measureCells(p *postgres, replicas, each int, long time.Duration
 		return err
 	}
 	defer facades.stop()
-	if err := facades.keepFull(b.ctx, long, all...); err != nil {
+	if err := facades.keepFull(b.ctx, learning+long, all...); err != nil {
 		return err
 	}
-	// The first arrivals came while the sends were added, those of the last company soon after.
-	if err := b.sleep(long); err != nil {
+	// Every company's first arrival was before the last send was added, or is within a second.
+	if err := b.sleep(learning + long + time.Second); err != nil {
 		return err
 	}
 	for _, c := range cells {
-		n, err := c.sim.count(b.ctx, long, c.tenants)
+		n, err := c.sim.count(b.ctx, learning, long, c.tenants)
 		if err != nil {
 			return err
 		}
@@ -245,22 +262,6 @@ func (b *bench) measureCells(p *postgres, replicas, each int, long time.Duration
 		b.progress("a facade logged: %s", line)
 	}
 	return nil
-}
-
-// otherWindows measures the facade against the ways of counting that are not the strictest.
-func (b *bench) otherWindows(p *postgres, each int, long time.Duration) error {
-	var cells []*cell
-	for _, kind := range []jelousim.RateKind{jelousim.RateFixed, jelousim.RateTokenBucket, jelousim.RateEven} {
-		cells = append(cells, &cell{profile: jelousim.NetworkInternet, steady: true, kind: kind})
-	}
-	b.progress("other ways of counting")
-	t := b.found.table(fmt.Sprintf("The facade against other ways of counting, internet, 80 ms, one process, %v", long),
-		"Jelou counts by", "arrived", "429", "utilization")
-	return b.measureCells(p, 1, each, long, cells, func(c *cell, n counted) {
-		t.add(string(c.kind), n.arrived, n.throttled, n.used)
-		b.found.set(string(c.kind)+"_http_429", n.throttled)
-		b.found.set(string(c.kind)+"_utilization", rounded(n.used, 4))
-	})
 }
 
 // baseline is a limit as it is usually written.
@@ -322,7 +323,7 @@ func (b *bench) baselines(profiles []jelousim.NetworkProfile, each int, long tim
 		"client", "network", "arrived", "worst window", "violations", "429", "utilization")
 	sums := map[string]counted{}
 	for _, l := range lines {
-		n, err := l.sim.count(b.ctx, long, l.tenants)
+		n, err := l.sim.count(b.ctx, 0, long, l.tenants)
 		if err != nil {
 			return err
 		}
@@ -334,9 +335,9 @@ func (b *bench) baselines(profiles []jelousim.NetworkProfile, each int, long tim
 		sums[l.name] = sum
 	}
 	for _, l := range baselines {
-		b.found.set(l.name+"_violations", sums[l.name].violations)
-		b.found.set(l.name+"_http_429", sums[l.name].throttled)
-		b.found.set(l.name+"_utilization", rounded(sums[l.name].used, 4))
+		b.found.set("client_"+l.name+"_violations", sums[l.name].violations)
+		b.found.set("client_"+l.name+"_http_429", sums[l.name].throttled)
+		b.found.set("client_"+l.name+"_utilization", rounded(sums[l.name].used, 4))
 	}
 	return nil
 }

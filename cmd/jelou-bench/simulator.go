@@ -101,14 +101,21 @@ func (s *simulator) reset(ctx context.Context) error {
 	return err
 }
 
+// accepted is a send that the simulator took.
+type accepted struct {
+	ID  string    `json:"id"`
+	At  time.Time `json:"at"`
+	Bot string    `json:"bot"`
+}
+
 // sends are those that were accepted, oldest first.
-func (s *simulator) sends(ctx context.Context) ([]jelousim.Send, error) {
-	return ask[[]jelousim.Send](ctx, s, http.MethodGet, "/sends?limit=1000000", nil)
+func (s *simulator) sends(ctx context.Context) ([]accepted, error) {
+	return ask[[]accepted](ctx, s, http.MethodGet, "/sends?limit=1000000", nil)
 }
 
 // duplicates is how many sends were accepted that had been accepted before.
 func (s *simulator) duplicates(ctx context.Context) (int, error) {
-	r, err := ask[jelousim.Report](ctx, s, http.MethodGet, "/report", nil)
+	r, err := ask[struct{ Duplicates, Forgotten int }](ctx, s, http.MethodGet, "/report", nil)
 	if err == nil && r.Forgotten > 0 {
 		err = errors.New("jelousim has forgotten requests")
 	}
@@ -172,4 +179,24 @@ func within(times []time.Time, begin time.Time, long time.Duration) int {
 		}
 	}
 	return n
+}
+
+// share is how much of its allowance a tenant got between two times. It is taken from one arrival to another that is a
+// multiple of the allowance later, so that it does not depend on where in a cycle the time begins; from begin to end
+// where nothing arrived towards the end.
+func share(admitted []time.Time, t *tenant, begin, end time.Time) float64 {
+	var inside []time.Time
+	for _, at := range admitted {
+		if !at.Before(begin) && at.Before(end) {
+			inside = append(inside, at)
+		}
+	}
+	cycles := (len(inside) - 1) / t.allowed()
+	allowed := float64(len(inside)) / float64(t.allowed())
+	span := end.Sub(begin)
+	if cycles > 0 && end.Sub(inside[len(inside)-1]) < 2*t.every() {
+		allowed = float64(cycles)
+		span = inside[cycles*t.allowed()].Sub(inside[0])
+	}
+	return allowed * t.every().Seconds() / span.Seconds()
 }
