@@ -21,6 +21,7 @@ type addition struct {
 	out      *Added
 	id       ID
 	sealed   bool // its queue takes nothing new; only what is there already can be answered
+	standsIn bool // for an item whose request id is another send's: it takes the item's number, with a result
 	inserted bool
 }
 
@@ -37,8 +38,12 @@ func (n *NewSend) looseKey() looseKey { return looseKey{n.Company, n.Lane, n.Cal
 // ErrUncertain is the one error after which sends may be stored; their ids are then in the answers.
 //
 // A request id that the caller used before joins that send, when the content is the same, whatever it has come to;
-// only one that expired, and so was never sent, starts again as a new send. An item of a batch whose request id
-// belongs to a send elsewhere is not stored: the answer has that other send's id.
+// only one that expired, and so was never sent, starts again as a new send.
+//
+// Items of a batch are stored in the order of their numbers and without gaps: an item that is not the next is a
+// SequenceError, so the next call is made after the answer to the one before. An item whose request id belongs to
+// another send takes its number and is not sent: it is stored as Cancelled, or with other content as Failed, with
+// ReasonReused.
 func (l *Ledger) Add(ctx context.Context, sends []NewSend) ([]Added, error) {
 	if len(sends) == 0 {
 		return nil, nil
@@ -112,7 +117,13 @@ type addingQueue struct {
 	added, scheduled   int64
 	pending            bool
 	weight, nextResult int64
+	last               int64            // of a batch: the number of the last item, stored or about to be
+	here               map[int64][]byte // of the items about to be stored: their hashes
+	results            map[State]int64  // of those that are stored with their result
 }
+
+// next is the number that the batch's next item must have.
+func (q *addingQueue) next() int64 { return q.last + 1 }
 
 func (a *adding) run() error {
 	if err := a.findQueues(); err != nil {
@@ -145,6 +156,7 @@ func (a *adding) findQueues() error {
 	missing := map[looseKey]*NewSend{}
 	for _, w := range a.work {
 		w.id, w.inserted, w.sealed = ID{w.new.Company, w.new.Queue, w.new.Pos}, false, false
+		w.standsIn = false
 		if w.new.Queue != 0 {
 			continue
 		}
@@ -204,7 +216,7 @@ func (a *adding) lockQueues() error {
 	for _, w := range a.work {
 		id := QueueID{w.id.Company, w.id.Queue}
 		if a.queues[id] == nil {
-			a.queues[id] = &addingQueue{}
+			a.queues[id] = &addingQueue{here: map[int64][]byte{}, results: map[State]int64{}}
 			a.order = append(a.order, id)
 		}
 		if w.new.Queue == 0 {
@@ -219,6 +231,14 @@ func (a *adding) lockQueues() error {
 			q.found = true
 			return scan(&q.lane, &q.caller, flag{&q.batch}, &q.state, flag{&q.ready}, &q.itemCount, flag{&q.sealed}, &q.uploader)
 		}, id.Company, id.Queue)
+	}
+	for _, w := range a.work {
+		if q := a.queues[QueueID{w.id.Company, w.id.Queue}]; w.new.Queue != 0 && q.last == 0 {
+			// Read after the lock, in a statement of its own: it sees what was added while the lock was waited for.
+			q.last = -1
+			a.t.read(`SELECT COALESCE(max(pos), 0) FROM send WHERE company = $1 AND queue = $2`, func(scan scanFunc) error { return scan(&q.last) },
+				w.id.Company, w.id.Queue)
+		}
 	}
 	a.t.read(`SELECT {now}`, func(scan scanFunc) error { return scan(&a.now) })
 	var positions []int64
@@ -261,10 +281,25 @@ func (a *adding) check() []*addition {
 		default:
 			w.sealed = q.sealed || q.state == "cancelled"
 			w.out.Send = a.row(w, q)
+			if w.new.Queue != 0 && !w.sealed && !q.follows(w) {
+				w.out.Err = &SequenceError{Expected: q.next()}
+				continue
+			}
 			fresh = append(fresh, w)
 		}
 	}
 	return fresh
+}
+
+// follows reports whether a batch's item leaves no gap, and notes it: items are stored in the order of their numbers, so that
+// whoever has one has all before it.
+func (q *addingQueue) follows(w *addition) bool {
+	if pos := w.id.Pos; pos == q.next() {
+		q.last, q.here[pos] = pos, w.new.Hash
+		return true
+	}
+	hash, here := q.here[w.id.Pos]
+	return w.id.Pos >= 1 && w.id.Pos <= q.last && (!here || bytes.Equal(hash, w.new.Hash))
 }
 
 // row is the send as it will be stored.
@@ -345,9 +380,13 @@ func insertStatement(columns []string, rows int) string {
 
 func (w *addition) values() []any {
 	s, n := &w.out.Send, w.new
+	body := n.Body
+	if w.standsIn {
+		body = nil
+	}
 	return []any{
 		s.ID.Company, s.ID.Queue, s.ID.Pos, s.Lane, s.Caller, s.Bot, s.Recipient, s.Kind, s.Labels, string(s.State), s.OnUnknown, orNull(s.Owner),
-		s.AcceptedAt, orNull(s.DueAt), orNull(s.ExpireAt), orNull(s.ReplayOf.Queue), orNull(s.ReplayOf.Pos), orNull(s.RequestID), n.Hash, n.HashVersion, n.Body,
+		s.AcceptedAt, orNull(s.DueAt), orNull(s.ExpireAt), orNull(s.ReplayOf.Queue), orNull(s.ReplayOf.Pos), orNull(s.RequestID), n.Hash, n.HashVersion, body,
 	}
 }
 
@@ -359,7 +398,7 @@ func (a *adding) insert(fresh []*addition) error {
 		byID[w.id] = w
 		switch {
 		case w.sealed:
-		case w.new.Final == nil:
+		case !w.out.Send.State.Final():
 			open = append(open, w)
 		default:
 			final = append(final, w)
@@ -423,22 +462,23 @@ func (a *adding) insertFinal(final []*addition, mark func(scanFunc) error) error
 
 // meet looks at what those met that were not inserted, answers them, and returns those to insert again.
 func (a *adding) meet(fresh []*addition) ([]*addition, error) {
-	met := map[*addition]*[3]record{}
+	met := map[*addition]*[4]record{}
 	for _, w := range fresh {
 		if w.inserted {
 			continue
 		}
-		found := &[3]record{}
+		found := &[4]record{}
 		met[w] = found
 		into := func(i int) func(scanFunc) error {
 			return func(scan scanFunc) error { return found[i].scan(scan) }
 		}
 		id := w.id
 		a.t.read(getQuery, into(0), id.Company, id.Queue, id.Pos)
-		if w.new.RequestID != "" {
-			a.t.read(findQuery, into(1), id.Company, w.out.Send.Caller, w.new.RequestID)
+		if s := &w.out.Send; s.RequestID != "" {
+			a.t.read(findQuery, into(1), id.Company, s.Caller, s.RequestID)
+			a.t.read(findReplayQuery, into(3), id.Company, s.Caller, s.RequestID)
 		}
-		if r := w.new.ReplayOf; !r.IsZero() {
+		if r := w.out.Send.ReplayOf; !r.IsZero() {
 			a.t.read(`SELECT `+recordColumns+fromRecord+`WHERE s.company = $1 AND s.replay_queue = $2 AND s.replay_pos = $3`, into(2), id.Company, r.Queue, r.Pos)
 		}
 	}
@@ -451,48 +491,77 @@ func (a *adding) meet(fresh []*addition) ([]*addition, error) {
 	var again []*addition
 	for _, w := range fresh {
 		if found := met[w]; found != nil && a.join(w, found) {
+			if w.new.ReplayOf.IsZero() && !found[2].ID.IsZero() {
+				return nil, errChanged // it was replayed just now: the next run finds that under the request id
+			}
 			again = append(again, w)
 		}
 	}
 	return again, nil
 }
 
+// findReplayQuery finds the replay of the send that has the request id.
+const findReplayQuery = `SELECT ` + recordColumns + ` FROM send o CROSS JOIN send s CROSS JOIN queue q
+	WHERE o.company = $1 AND o.caller = $2 AND o.request_id = $3
+		AND s.company = o.company AND s.replay_queue = o.queue AND s.replay_pos = o.pos AND s.replay_queue IS NOT NULL
+		AND q.company = s.company AND q.id = s.queue`
+
 // join answers a send that met others: at its place in the batch, under its request id, or as a replay of the same
 // send. It reports whether the send is to be inserted again.
-func (a *adding) join(w *addition, found *[3]record) bool {
+func (a *adding) join(w *addition, found *[4]record) bool {
 	same := func(r *record) bool {
 		// Contents that were hashed in different ways cannot be compared; not sending twice is the safe reading.
 		return r.HashVersion != w.new.HashVersion || bytes.Equal(r.Hash, w.new.Hash)
 	}
-	place, request, replay := &found[0], &found[1], &found[2]
+	place, request, replay, replayed := &found[0], &found[1], &found[2], &found[3]
+	if request.raw == Expired && !replayed.ID.IsZero() {
+		replayed.Hash, replayed.HashVersion = request.Hash, request.HashVersion
+		request = replayed // the request goes on as its replay
+	}
+	inBatch := w.new.Queue != 0
 	switch {
 	case !place.ID.IsZero() && !same(place):
-		*w.out = Added{Err: ErrSequenceMismatch}
+		*w.out = Added{Err: &SequenceError{Expected: a.queues[QueueID{w.id.Company, w.id.Queue}].next()}}
 	case !place.ID.IsZero():
 		*w.out = Added{Send: place.Send, Joined: true}
-	case !request.ID.IsZero() && !same(request):
-		*w.out = Added{Err: ErrRequestIDReused}
-	case request.raw == Expired && !w.sealed:
-		// It was never sent, so the request starts again as a new send. The old row lets go of the request id and stays
-		// what it is: its result has been given out.
-		a.t.write(`UPDATE send SET request_id = NULL WHERE company = $1 AND queue = $2 AND pos = $3 AND state = 'expired'`,
-			request.ID.Company, request.ID.Queue, request.ID.Pos)
-		return true
-	case !request.ID.IsZero():
-		*w.out = Added{Send: request.Send, Joined: true}
-	case !replay.ID.IsZero():
-		*w.out = Added{Send: replay.Send, Err: ErrReplayed}
 	case w.sealed:
 		*w.out = Added{Err: ErrSealed}
+	case !request.ID.IsZero() && !same(request) && inBatch:
+		return a.standIn(w, Failed)
+	case !request.ID.IsZero() && !same(request):
+		*w.out = Added{Err: ErrRequestIDReused}
+	case request.raw == Expired && request != replayed:
+		// It was never sent, so the request starts again as a new send that replays it. The old row lets go of the request
+		// id and stays what it is: its result has been given out.
+		a.t.write(`UPDATE send SET request_id = NULL WHERE company = $1 AND queue = $2 AND pos = $3 AND state = 'expired'`,
+			request.ID.Company, request.ID.Queue, request.ID.Pos)
+		w.out.Send.ReplayOf = request.ID
+		return true
+	case !request.ID.IsZero() && inBatch:
+		return a.standIn(w, Cancelled)
+	case !request.ID.IsZero():
+		*w.out = Added{Send: request.Send, Joined: true}
+	case !replay.ID.IsZero() && !w.new.ReplayOf.IsZero():
+		*w.out = Added{Send: replay.Send, Err: ErrReplayed}
 	default:
 		return true // what it met is gone meanwhile
 	}
 	return false
 }
 
+// standIn stores an item whose request id belongs to another send as one with a result: it takes its number, so that
+// the batch goes on, and is not sent. Other content is a mistake of the caller's; the same content is on its way, or
+// was, and this item of it is none.
+func (a *adding) standIn(w *addition, state State) bool {
+	w.standsIn = true
+	s := &w.out.Send
+	s.State, s.RequestID, s.Owner, s.DueAt = state, "", "", 0
+	s.Reason, s.Result, s.SettledAt = ReasonReused, nil, a.now
+	return true
+}
+
 // count writes what was added to the queues and switches on those that have something to send.
 func (a *adding) count() {
-	failed := map[QueueID]int64{}
 	for _, w := range a.work {
 		if !w.inserted || w.out.Joined {
 			continue
@@ -500,14 +569,14 @@ func (a *adding) count() {
 		id := QueueID{w.id.Company, w.id.Queue}
 		q := a.queues[id]
 		q.added++
-		switch w.out.Send.State {
+		switch state := w.out.Send.State; state {
 		case Scheduled:
 			q.scheduled++
 			if due := w.out.Send.DueAt; a.dueAt == 0 || due < a.dueAt {
 				a.dueAt = due
 			}
-		case Failed:
-			failed[id]++
+		case Failed, Cancelled:
+			q.results[state]++
 		default:
 			q.pending = true
 		}
@@ -521,8 +590,9 @@ func (a *adding) count() {
 	}
 	for _, id := range a.order {
 		q := a.queues[id]
-		if n := failed[id]; n > 0 {
-			a.t.write(`UPDATE queue SET failed = failed + $3 WHERE company = $1 AND id = $2`, id.Company, id.Queue, n)
+		if len(q.results) > 0 {
+			a.t.write(`UPDATE queue SET failed = failed + $3, cancelled = cancelled + $4 WHERE company = $1 AND id = $2`,
+				id.Company, id.Queue, q.results[Failed], q.results[Cancelled])
 		}
 		if q.pending {
 			a.woken = append(a.woken, Wake{Company: id.Company, Lanes: q.lane.only()})

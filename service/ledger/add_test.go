@@ -155,22 +155,31 @@ func TestQueuesThatTakeNothing(t *testing.T) {
 	})
 }
 
-func TestBatchItemsJoinSendsElsewhere(t *testing.T) {
+func TestItemsWithRequestIDsOfOthers(t *testing.T) {
 	eachBackend(t, func(t *testing.T, c Config) {
 		l := mustOpen(t, c)
 		company := mustCompany(t, l, "acme")
 		mustBatch(t, l, company, 7, Bulk)
-		single := newSend(company, 1)
-		single.RequestID = "order-1"
-		id := mustAdd(t, l, single)[0].Send.ID
-		item := single
-		item.Lane, item.Queue, item.Pos = Bulk, 7, 1
-		got := mustAdd(t, l, item)[0]
-		if !got.Joined || got.Send.ID != id {
-			t.Errorf("the item became %+v, want to hear of %v", got, id)
-		}
-		if _, err := l.Get(t.Context(), ID{company, 7, 1}); !errors.Is(err, ErrNotFound) {
-			t.Errorf("the item was stored: %v", err)
+		for i, test := range []struct {
+			hash string
+			want State
+		}{{"hash 1", Cancelled}, {"other", Failed}} {
+			single := newSend(company, 1)
+			single.RequestID = fmt.Sprint("order-", i)
+			id := mustAdd(t, l, single)[0].Send.ID
+			item := single
+			item.Lane, item.Queue, item.Pos, item.Hash = Bulk, 7, int64(2*i+1), []byte(test.hash)
+			next := newSend(company, 2)
+			next.Lane, next.Queue, next.Pos = Bulk, 7, item.Pos+1
+			got := mustAdd(t, l, item, next)
+			if s := got[0].Send; s.State != test.want || s.Reason != ReasonReused || s.RequestID != "" || got[0].Joined {
+				t.Errorf("the item became %+v, want %s", got[0], test.want)
+			}
+			checkState(t, l, got[1].Send.ID, Pending)
+			if again := mustAdd(t, l, item)[0]; !again.Joined || again.Send.ID != got[0].Send.ID {
+				t.Errorf("the item again: %+v", again)
+			}
+			checkState(t, l, id, Pending)
 		}
 	})
 }

@@ -11,6 +11,7 @@ const (
 	ReasonUnknown   = "OUTCOME_UNKNOWN"
 	ReasonExpired   = "EXPIRED"
 	ReasonCancelled = "CANCELLED"
+	ReasonReused    = "REQUEST_ID_REUSED"
 )
 
 // transitions lists every change of state that is not a claim. A state may be left only in these ways, and every
