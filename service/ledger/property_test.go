@@ -201,7 +201,7 @@ func TestAnythingMayHappen(t *testing.T) {
 			mustBatch(rt, l, w.company, w.batch, Bulk)
 			rt.Repeat(map[string]func(*rapid.T){
 				"add": w.add, "claim": w.claim, "claim again": w.claim, "settle": w.settle, "evidence": w.evidence,
-				"end": w.end, "pause": w.pause, "pass": w.pass, "": w.consistent,
+				"end": w.end, "pause": w.pause, "pass": w.pass, "check": w.consistent,
 			})
 			w.drain()
 			mustExec(t, l, `DELETE FROM send`)

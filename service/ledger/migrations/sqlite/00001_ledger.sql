@@ -161,7 +161,7 @@ CREATE INDEX send_ready ON send (company, queue, pos) WHERE state = 'pending' AN
 CREATE INDEX send_parked ON send (company, bot, recipient, lane, queue, pos) WHERE parked = 1;
 CREATE INDEX send_sending ON send (company, bot, recipient, lane) WHERE state = 'sending';
 CREATE INDEX send_backoff ON send (company, bot, recipient, lane) WHERE parked = 2;
-CREATE INDEX send_lease ON send (lease_until) WHERE state = 'sending';
+CREATE INDEX send_lease ON send (company, lease_until) WHERE lease_until IS NOT NULL;
 CREATE INDEX send_due ON send (due_at) WHERE state = 'scheduled' OR parked = 2;
 CREATE INDEX send_expire ON send (expire_at) WHERE expire_at IS NOT NULL AND state IN ('scheduled', 'pending');
 CREATE INDEX send_owner ON send (owner) WHERE owner IS NOT NULL AND state IN ('scheduled', 'pending');
