@@ -140,12 +140,8 @@ func newSend(company int64, botID string, item *facadev1.BatchItem, o *facadev1.
 		Hash: contentHash(botID, item), HashVersion: hashVersion,
 		OnUnknown: onUnknown[o.GetOnUnknown()],
 	}
-	if len(o.GetLabels()) > 0 {
-		labels, err := json.Marshal(o.GetLabels())
-		if err != nil {
-			return ledger.NewSend{}, err
-		}
-		n.Labels = string(labels)
+	if n.Labels, err = labelsOf(o); err != nil {
+		return n, err
 	}
 	now := time.Now()
 	if n.ExpireAt, err = future("options.expire_time", o.GetExpireTime(), now); err != nil {
@@ -158,6 +154,15 @@ func newSend(company int64, botID string, item *facadev1.BatchItem, o *facadev1.
 		return n, invalidField("options.expire_time", "must be after schedule_time")
 	}
 	return n, nil
+}
+
+// labelsOf is the labels as they are stored.
+func labelsOf(o *facadev1.SendOptions) (string, error) {
+	if len(o.GetLabels()) == 0 {
+		return "", nil
+	}
+	labels, err := json.Marshal(o.GetLabels())
+	return string(labels), err
 }
 
 var onUnknown = map[facadev1.SendOptions_OnUnknown]ledger.OnUnknown{

@@ -67,7 +67,9 @@ type core struct {
 	dispatch *dispatch.Dispatcher
 	bots     map[string]*dispatch.Company
 	bounds   Bounds
-	stopping chan struct{} // closed when the server begins to stop
+	// validator holds batch items to their rules one by one.
+	validator protovalidate.Validator
+	stopping  chan struct{} // closed when the server begins to stop
 }
 
 // Server listens from New on and serves in Run.
@@ -93,7 +95,7 @@ func New(c Config) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{config: c, health: health.NewServer()}
-	s.core = &core{ledger: c.Ledger, bots: c.Bots, bounds: c.Bounds, stopping: make(chan struct{}), dispatch: dispatch.New(dispatch.Config{
+	s.core = &core{ledger: c.Ledger, bots: c.Bots, bounds: c.Bounds, validator: validator, stopping: make(chan struct{}), dispatch: dispatch.New(dispatch.Config{
 		Ledger: c.Ledger, Companies: companiesOf(c.Bots),
 		Result: storedResult, Error: storedError, Logger: c.Logger,
 	})}
@@ -109,8 +111,8 @@ func New(c Config) (*Server, error) {
 	for _, registrar := range []grpc.ServiceRegistrar{s.grpc, inProcess} {
 		facadev1.RegisterMessageServiceServer(registrar, &messageServer{core: s.core})
 		facadev1.RegisterNotificationServiceServer(registrar, &notificationServer{core: s.core})
-		facadev1.RegisterSendServiceServer(registrar, facadev1.UnimplementedSendServiceServer{})
-		facadev1.RegisterBatchServiceServer(registrar, facadev1.UnimplementedBatchServiceServer{})
+		facadev1.RegisterSendServiceServer(registrar, &sendServer{core: s.core})
+		facadev1.RegisterBatchServiceServer(registrar, &batchServer{core: s.core})
 		facadev1.RegisterCapacityServiceServer(registrar, &capacityServer{core: s.core})
 	}
 	healthv1.RegisterHealthServer(s.grpc, s.health)
@@ -229,6 +231,15 @@ func (s *core) drains() bool {
 	default:
 		return false
 	}
+}
+
+// companies are the ids of all companies of this server.
+func (s *core) companies() []int64 {
+	var ids []int64
+	for _, c := range companiesOf(s.bots) {
+		ids = append(ids, c.ID)
+	}
+	return ids
 }
 
 // companyOf is the company that has the bot.

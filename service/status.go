@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -248,6 +249,10 @@ func toFault(err error) *fault {
 	if e, ok := errors.AsType[*jelou.Error](err); ok {
 		return jelouFault(e)
 	}
+	if e, ok := errors.AsType[*ledger.SequenceError](err); ok {
+		return newFault(facadev1.ErrorReason_SEQUENCE_MISMATCH, "sequence: must be %d, or one that is stored, with the same content; a seal must name the number of items", e.Expected).
+			with("expected_sequence", strconv.FormatInt(e.Expected, 10)).because(err)
+	}
 	for _, known := range ledgerErrors {
 		if errors.Is(err, known.err) {
 			return newFault(known.reason, "%s", known.message).because(err)
@@ -271,6 +276,9 @@ var ledgerErrors = []struct {
 	message string
 }{
 	{ledger.ErrRequestIDReused, facadev1.ErrorReason_REQUEST_ID_REUSED, "request_id: belongs to a send with other content; use a new one for a new send"},
+	{ledger.ErrBatchEnded, facadev1.ErrorReason_BATCH_ENDED, "the batch is completed or cancelled"},
+	{ledger.ErrNothingToReplay, facadev1.ErrorReason_NOTHING_TO_REPLAY, "no item of the batch has these states and reasons, or all that have were replayed"},
+	{ledger.ErrCursorExpired, facadev1.ErrorReason_CURSOR_EXPIRED, "the cursor is older than what is kept; begin without one, or list the batch's sends"},
 	{ledger.ErrSequenceMismatch, facadev1.ErrorReason_SEQUENCE_MISMATCH, "sequence: an item with this number and other content is stored already"},
 	{ledger.ErrSealed, facadev1.ErrorReason_BATCH_SEALED, "the batch is sealed and takes no more items; make a new one"},
 	{ledger.ErrStreamReplaced, facadev1.ErrorReason_STREAM_REPLACED, "a newer stream uploads this batch"},
