@@ -173,6 +173,10 @@ var invariants = []struct{ broken, query string }{
 			AND (b.state = 'sending' OR b.parked = 2 OR (b.state = 'pending' AND b.parked = 0 AND b.queue = s.queue AND b.pos < s.pos)))`},
 	{"a result number is not below the queue's next one", `SELECT s.company, s.queue FROM send s JOIN queue q ON q.company = s.company AND q.id = s.queue
 		WHERE s.result_no >= q.next_result`},
+	{"a batch has ended too early, or not at all", `SELECT q.company, q.id FROM queue q WHERE q.batch = 1 AND q.dropped_result = 0 AND q.item_count >= 0
+		AND (q.sent + q.failed + q.unknown + q.cancelled + q.expired = q.item_count) <> (q.ended_at IS NOT NULL)`},
+	{"a batch has a gap", `SELECT q.company, q.id FROM queue q WHERE q.batch = 1 AND q.dropped_result = 0
+		AND (SELECT COALESCE(max(s.pos), 0) - count(*) FROM send s WHERE s.company = q.company AND s.queue = q.id) <> 0`},
 	{"two sends to one recipient are on their way", `SELECT company, min(queue) FROM send WHERE state = 'sending' AND recipient <> ''
 		GROUP BY company, bot, recipient, CASE WHEN lane = 1 THEN 1 ELSE 2 END HAVING count(*) > 1`},
 }
