@@ -151,27 +151,18 @@ func within(err error, path string) error {
 	return f
 }
 
-// addItems stores items. One whose request_id is of a send elsewhere takes its number with that as its result.
+// addItems stores items.
 func (s *core) addItems(ctx context.Context, sends []ledger.NewSend) error {
 	added, err := s.ledger.Add(ctx, sends)
 	if err != nil {
 		return err
 	}
-	var again []ledger.NewSend
-	for i, a := range added {
-		switch {
-		case errors.Is(a.Err, ledger.ErrRequestIDReused):
-			again = append(again, failedItem(sends[i], newFault(facadev1.ErrorReason_REQUEST_ID_REUSED, "request_id: belongs to a send with other content")))
-		case a.Err != nil:
+	for _, a := range added {
+		if a.Err != nil {
 			return a.Err
-		case a.Send.ID.Queue != sends[i].Queue:
-			again = append(again, failedItem(sends[i], newFault(facadev1.ErrorReason_REQUEST_ID_REUSED, "request_id: this was sent before by another call").with("sent_as", a.Send.ID.String())))
 		}
 	}
-	if len(again) == 0 {
-		return nil
-	}
-	return s.addItems(ctx, again)
+	return nil
 }
 
 // failedItem is an item that takes its number and has its result already; its content is not kept.

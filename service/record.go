@@ -101,11 +101,13 @@ var endings = map[ledger.State]struct {
 	ledger.Expired:   {facadev1.ErrorReason_EXPIRED, "the send's time was up before its turn came; it was not sent"},
 }
 
-// causes are the reasons that may stand behind an ending, in place of its own: a send that waited for its time because Jelou
-// throttled or could not be reached expires with that reason.
+// causes are the reasons that may stand behind an ending, in place of its own: a send that waited because Jelou throttled or
+// could not be reached expires with that reason.
 var causes = map[string]string{
 	facadev1.ErrorReason_UPSTREAM_RATE_LIMITED.String(): "Jelou throttles the company, and the call's time was up before it sent again; nothing was sent",
 	facadev1.ErrorReason_UPSTREAM_UNREACHABLE.String():  "Jelou could not be reached before the call's time was up; nothing was sent",
+	facadev1.ErrorReason_REQUEST_ID_REUSED.String():     "request_id: belongs to another send; this item was not sent",
+	facadev1.ErrorReason_OUTCOME_UNKNOWN.String():       "the request may have reached Jelou and its answer was lost; nobody can say whether it was sent",
 }
 
 // toSend is a row as callers see it.
@@ -156,11 +158,7 @@ func setError(send *facadev1.Send, row ledger.Send) {
 		return
 	}
 	if send.Error == nil {
-		f := newFault(endings[row.State].reason, "%s", endings[row.State].message)
-		if text, ok := causes[row.Reason]; ok && row.State == ledger.Expired {
-			f = newFault(facadev1.ErrorReason(facadev1.ErrorReason_value[row.Reason]), "%s", text)
-		}
-		send.Error = f.GRPCStatus().Proto()
+		send.Error = endingOf(row).GRPCStatus().Proto()
 	}
 	for i, d := range send.Error.Details {
 		var info errdetails.ErrorInfo
@@ -177,6 +175,16 @@ func setError(send *facadev1.Send, row ledger.Send) {
 		}
 		return
 	}
+}
+
+// endingOf is the error of a row that the ledger ended by itself.
+func endingOf(row ledger.Send) *fault {
+	end := endings[row.State]
+	text, known := causes[row.Reason]
+	if known {
+		return newFault(facadev1.ErrorReason(facadev1.ErrorReason_value[row.Reason]), "%s", text)
+	}
+	return newFault(end.reason, "%s", end.message)
 }
 
 var onUnknownOf = map[ledger.OnUnknown]facadev1.SendOptions_OnUnknown{

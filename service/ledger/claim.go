@@ -171,7 +171,8 @@ func (c *claiming) run(companies []int64, decide func(View) Choice) error {
 	if !c.wrote {
 		return errRollback
 	}
-	return c.claim(picks)
+	c.claim(picks)
+	return nil
 }
 
 // claimable reports whether the company is locked here and may be claimed from.
@@ -446,7 +447,6 @@ type pick struct {
 	head   *head
 	choice Choice
 	send   *Send
-	found  bool
 }
 
 // virtualColumns keep the lanes' fair time.
@@ -455,7 +455,7 @@ var virtualColumns = [Bulk + 1]string{Urgent: "urgent_virtual", Normal: "normal_
 // claim writes the claims, of all companies together in the order of locks. Until the commit nothing has happened; a
 // crash after it and before the request leaves a send claimed, and when the lease ends it is unknown, although it
 // never left.
-func (c *claiming) claim(picks []*pick) error {
+func (c *claiming) claim(picks []*pick) {
 	for _, p := range picks {
 		h, s := p.head, p.send
 		headPos, lookedAt := min(h.headPos, s.ID.Pos), h.lookedAt
@@ -475,12 +475,11 @@ func (c *claiming) claim(picks []*pick) error {
 	}
 	for _, p := range picks {
 		s := p.send
-		c.t.read(`UPDATE send SET state = 'sending', claim = $4, claimant = $5, lease_until = $6, attempt = attempt + 1
-			WHERE company = $1 AND queue = $2 AND pos = $3 AND state = 'pending' AND parked = 0 RETURNING body`,
-			func(scan scanFunc) error {
-				p.found = true
-				return scan(&s.Body)
-			}, s.ID.Company, s.ID.Queue, s.ID.Pos, s.Claim, c.t.l.replica, s.LeaseUntil)
+		c.t.writeOne(`UPDATE send SET state = 'sending', claim = $4, claimant = $5, lease_until = $6, attempt = attempt + 1
+			WHERE company = $1 AND queue = $2 AND pos = $3 AND state = 'pending' AND parked = 0`,
+			s.ID.Company, s.ID.Queue, s.ID.Pos, s.Claim, c.t.l.replica, s.LeaseUntil)
+		c.t.read(`SELECT body FROM send WHERE company = $1 AND queue = $2 AND pos = $3`,
+			func(scan scanFunc) error { return scan(&s.Body) }, s.ID.Company, s.ID.Queue, s.ID.Pos)
 		c.t.writeOne(`UPDATE company SET claim_no = claim_no + 1, pace = $2, `+virtualColumns[s.Lane]+` = $3 WHERE id = $1`,
 			s.ID.Company, p.choice.Pace, p.choice.Share.Virtual)
 	}
@@ -491,13 +490,6 @@ func (c *claiming) claim(picks []*pick) error {
 				s.ID.Company, s.Bot, s.Recipient, c.now+micros(p.choice.RecipientGap))
 		}
 	}
-	if err := c.t.flush(); err != nil {
-		return err
-	}
-	if slices.ContainsFunc(picks, func(p *pick) bool { return !p.found }) {
-		return errChanged
-	}
-	return nil
 }
 
 // findClaimed learns whether claims were committed, after the answer to their commit was lost.

@@ -59,6 +59,9 @@ func sqlState(err error) string {
 
 // answered reports whether the database itself said the error, so that what it refused is known not to be done.
 func answered(err error) bool {
+	if errors.Is(err, errChanged) {
+		return true
+	}
 	state := sqlState(err)
 	// In class 08 and 57P0x the server ended the session; whether before or after the commit it does not say.
 	return sqliteCode(err) != 0 || (state != "" && !strings.HasPrefix(state, "08") && !strings.HasPrefix(state, "57P"))

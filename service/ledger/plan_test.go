@@ -29,6 +29,8 @@ func TestPlansOfAnEmptyDatabase(t *testing.T) {
 		{"parked", parkedQuery, []any{1, "bot", "to", 2, 3, 3},
 			[]string{"send USING COVERING INDEX send_parked (company=? AND bot=? AND recipient=? AND (lane,queue)>(?,?) AND lane<?)"}, []string{"send_parked on send"}},
 		{"get", getQuery, []any{1, 2, 3}, []string{"s USING PRIMARY KEY (company=? AND queue=? AND pos=?)"}, []string{"send_pkey on send s", "queue_pkey on queue q"}},
+		{"change", changeQuery, []any{1, 2, 3}, []string{"s USING PRIMARY KEY (company=? AND queue=? AND pos=?)", "p USING COVERING INDEX send_parked (company=? AND bot=? AND recipient=?)"},
+			[]string{"send_pkey on send s", "queue_pkey on queue q", "send_parked on send p"}},
 		{"find", findQuery, []any{1, "shop", "order-1"}, []string{"s USING INDEX send_request (company=? AND caller=? AND request_id=?)"}, []string{"send_request on send s"}},
 		{"due", sweeps[0].query, []any{10}, []string{"send USING INDEX send_due (due_at<?)"}, []string{"send_due on send"}},
 		{"expired", sweeps[1].query, []any{10}, []string{"send USING INDEX send_expire"}, []string{"send_expire on send"}},

@@ -12,6 +12,7 @@ type record struct {
 	was       State // as it was read
 	changed   bool
 	lateUntil int64 // of what was just settled
+	alone     bool  // no other send waits for its recipient; false where nobody looked
 	claimant  string
 }
 
@@ -35,7 +36,10 @@ const recordColumns = `s.company, s.queue, s.pos, s.lane, s.caller, q.batch, s.b
 const fromRecord = ` FROM send s JOIN queue q ON q.company = s.company AND q.id = s.queue `
 
 const (
-	getQuery  = `SELECT ` + recordColumns + fromRecord + `WHERE s.company = $1 AND s.queue = $2 AND s.pos = $3`
+	getQuery = `SELECT ` + recordColumns + fromRecord + `WHERE s.company = $1 AND s.queue = $2 AND s.pos = $3`
+	// Who reads a send to change it has its company's lock, without which nothing is parked.
+	changeQuery = `SELECT ` + recordColumns + `, CASE WHEN (SELECT 1 FROM send p WHERE p.company = s.company AND p.bot = s.bot AND p.recipient = s.recipient
+			AND p.parked = 1 LIMIT 1) IS NULL THEN 1 ELSE 0 END` + fromRecord + `WHERE s.company = $1 AND s.queue = $2 AND s.pos = $3`
 	findQuery = `SELECT ` + recordColumns + fromRecord + `WHERE s.company = $1 AND s.caller = $2 AND s.request_id = $3`
 )
 

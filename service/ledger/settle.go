@@ -92,21 +92,21 @@ func (l *Ledger) UpdatePace(ctx context.Context, company int64, update func(now 
 // Expire ends a send whose time or caller is gone, if it has not left. False: it was claimed or settled before, and
 // the send says what it is.
 func (l *Ledger) Expire(ctx context.Context, id ID) (Send, bool, error) {
-	return l.endWaiting(ctx, id, Expired, ReasonExpired)
+	return l.endWaiting(ctx, id, Expired)
 }
 
 // Cancel ends a send that has not left. False: it was claimed or settled before, and the send says what it is.
 func (l *Ledger) Cancel(ctx context.Context, id ID) (Send, bool, error) {
-	return l.endWaiting(ctx, id, Cancelled, ReasonCancelled)
+	return l.endWaiting(ctx, id, Cancelled)
 }
 
-func (l *Ledger) endWaiting(ctx context.Context, id ID, to State, reason string) (Send, bool, error) {
+func (l *Ledger) endWaiting(ctx context.Context, id ID, to State) (Send, bool, error) {
 	c := &change{company: id.Company, id: id, apply: func(g *ground, r *record) (bool, error) {
 		if r.State != Scheduled && r.State != Pending {
 			return r.State == to, nil
 		}
-		g.finish(r, to, reason, nil)
-		return true, nil
+		g.end(r, to)
+		return r.State == to, nil
 	}}
 	err := l.change(ctx, c)
 	return c.send, c.ok, err
@@ -208,11 +208,11 @@ func (g *ground) lock(companies []int64, queues []QueueID) {
 
 // read queues the reading of a send.
 func (g *ground) read(id ID, into map[ID]*record) {
-	g.t.read(getQuery,
-		func(scan scanFunc) error {
-			into[id] = &record{}
-			return into[id].scan(scan)
-		}, id.Company, id.Queue, id.Pos)
+	g.t.read(changeQuery, func(scan scanFunc) error {
+		r := &record{}
+		into[id] = r
+		return r.scan(scan, flag{&r.alone})
+	}, id.Company, id.Queue, id.Pos)
 }
 
 func (g *ground) changeOne(c *change, r *record) {

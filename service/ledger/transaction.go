@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/stdlib"
 )
 
@@ -127,9 +126,12 @@ func (t *tx) flushPostgres(steps []step) error {
 	var batch pgx.Batch
 	for i := range steps {
 		s := &steps[i]
-		queued := batch.Queue(t.l.dialect.text(s.query), s.args...)
-		switch {
-		case s.row != nil:
+		text := t.l.dialect.text(s.query)
+		if s.one {
+			text = exactlyOne(text)
+		}
+		queued := batch.Queue(text, s.args...)
+		if s.row != nil {
 			queued.Query(func(rows pgx.Rows) error {
 				for rows.Next() {
 					if err := s.row(rows.Scan); err != nil {
@@ -138,25 +140,27 @@ func (t *tx) flushPostgres(steps []step) error {
 				}
 				return rows.Err()
 			})
-		case s.one:
-			queued.Exec(func(tag pgconn.CommandTag) error {
-				if tag.RowsAffected() != 1 {
-					return errChanged
-				}
-				return nil
-			})
 		}
 	}
-	return t.conn.Raw(func(c any) error {
+	err := t.conn.Raw(func(c any) error {
 		return c.(*stdlib.Conn).Conn().SendBatch(t.ctx, &batch).Close()
 	})
+	if sqlState(err) == divisionByZero {
+		return errChanged
+	}
+	return err
 }
 
-// commit flushes what is queued and commits. What was queued with writeOne is checked before.
+const divisionByZero = "22012"
+
+// exactlyOne makes the server itself fail where the statement changes no row, so that what was sent together with it is
+// not done, not even the commit.
+func exactlyOne(text string) string {
+	return "WITH changed AS (" + text + " RETURNING 1) SELECT 1 / count(*) FROM changed"
+}
+
+// commit runs what is queued and commits, in one round trip.
 func (t *tx) commit() error {
-	if err := t.flush(); err != nil {
-		return err
-	}
 	t.write("COMMIT")
 	// A crash before this line leaves nothing of the transaction, one after it leaves all of it. In between
 	// nobody knows, and the caller has to look before it answers anybody.

@@ -18,7 +18,7 @@ const (
 // update is conditional on the state that it leaves.
 var transitions = map[State][]State{
 	Scheduled: {Pending, Cancelled, Expired},
-	Pending:   {Cancelled, Expired, Sent, Failed}, // sent and failed: late evidence, after an attempt was given back
+	Pending:   {Cancelled, Expired, Sent, Failed, Unknown}, // the last three: after an attempt that was given back as lost
 	Sending:   {Pending, Sent, Failed, Unknown, Cancelled, Expired},
 	Unknown:   {Sent, Failed},
 }
@@ -135,7 +135,7 @@ func (g *ground) leave(r *record) *queueRow {
 		q.results[Unknown]--
 	}
 	// Who was passed over for this send, or would have been, gets his turn.
-	if r.Recipient != "" && (r.raw == Sending || r.raw == Pending && r.Parked != BusyRecipient) {
+	if r.Recipient != "" && !r.alone && (r.raw == Sending || r.raw == Pending) {
 		g.freed[r.recipient()] = struct{}{}
 	}
 	return q
@@ -175,13 +175,26 @@ func (g *ground) finish(r *record, to State, reason string, result []byte) {
 	g.settled = append(g.settled, r.ID)
 }
 
+// end ends a send that waits, Expired or Cancelled. An expired one keeps why it was given back, where it was. One that
+// was given back after an attempt of which nobody knows has not become less unknown by waiting.
+func (g *ground) end(r *record, to State) {
+	reason := ReasonCancelled
+	if to == Expired {
+		reason = cmp.Or(r.Reason, ReasonExpired)
+	}
+	if r.Reason == ReasonUnknown {
+		to, reason = Unknown, ReasonUnknown
+	}
+	g.finish(r, to, reason, nil)
+}
+
 // expire ends a send whose time or caller is gone. In a cancelled queue it has been read as cancelled, and stays that.
 func (g *ground) expire(r *record) {
 	if r.State == Cancelled {
-		g.finish(r, Cancelled, ReasonCancelled, nil)
+		g.end(r, Cancelled)
 		return
 	}
-	g.finish(r, Expired, ReasonExpired, nil)
+	g.end(r, Expired)
 }
 
 // requeue gives a send back, to be claimed at due or later.
@@ -189,10 +202,10 @@ func (g *ground) requeue(r *record, due int64) {
 	q := g.queues[r.queueID()]
 	switch {
 	case q.state == "cancelled":
-		g.finish(r, Cancelled, ReasonCancelled, nil)
+		g.end(r, Cancelled)
 		return
 	case r.ExpireAt != 0 && r.ExpireAt <= max(due, g.now):
-		g.finish(r, Expired, ReasonExpired, nil)
+		g.end(r, Expired)
 		return
 	}
 	g.leave(r)
@@ -294,15 +307,8 @@ func (g *ground) unpark() ([]record, error) {
 // the sweep.
 const maxUnparked = 256
 
-// write queues all changes, in the order of locks, after looking for whom they free.
+// write queues all changes, in the order of locks, and looks for whom they free.
 func (g *ground) write() error {
-	var heads []record
-	if len(g.freed) > 0 {
-		var err error
-		if heads, err = g.unpark(); err != nil {
-			return err
-		}
-	}
 	ids := make([]QueueID, 0, len(g.queues))
 	for id := range g.queues {
 		ids = append(ids, id)
@@ -311,22 +317,10 @@ func (g *ground) write() error {
 	for _, id := range ids {
 		g.writeQueue(id, g.queues[id])
 	}
-	for i := range heads {
-		h := &heads[i]
-		g.t.write(`UPDATE queue SET ready = 1, head_pos = CASE WHEN head_pos > $3 THEN $3 ELSE head_pos END WHERE company = $1 AND id = $2`,
-			h.ID.Company, h.ID.Queue, h.ID.Pos)
-	}
 	for _, id := range ids {
 		if q := g.queues[id]; q.ready {
 			g.t.write(readyShare, id.Company, q.lane, id.Queue)
 		}
-	}
-	for i := range heads {
-		h := &heads[i]
-		g.t.write(readyShare, h.ID.Company, h.Lane, h.ID.Queue)
-		g.t.write(`UPDATE send SET parked = 0 WHERE company = $1 AND queue = $2 AND pos = $3 AND state = 'pending' AND parked = 1`,
-			h.ID.Company, h.ID.Queue, h.ID.Pos)
-		g.woken = append(g.woken, Wake{Company: h.ID.Company, Lanes: h.Lane.only()})
 	}
 	for _, r := range g.changed {
 		g.writeSend(r)
@@ -335,6 +329,26 @@ func (g *ground) write() error {
 		if c.repaced {
 			g.t.writeOne(`UPDATE company SET pace = $2 WHERE id = $1`, id, c.pace)
 		}
+	}
+	if len(g.freed) == 0 {
+		return nil
+	}
+	// Only now: a send that waited for another one may have ended beside it.
+	heads, err := g.unpark()
+	if err != nil {
+		return err
+	}
+	for i := range heads {
+		h := &heads[i]
+		g.t.write(`UPDATE queue SET ready = 1, head_pos = CASE WHEN head_pos > $3 THEN $3 ELSE head_pos END WHERE company = $1 AND id = $2`,
+			h.ID.Company, h.ID.Queue, h.ID.Pos)
+	}
+	for i := range heads {
+		h := &heads[i]
+		g.t.write(readyShare, h.ID.Company, h.Lane, h.ID.Queue)
+		g.t.write(`UPDATE send SET parked = 0 WHERE company = $1 AND queue = $2 AND pos = $3 AND state = 'pending' AND parked = 1`,
+			h.ID.Company, h.ID.Queue, h.ID.Pos)
+		g.woken = append(g.woken, Wake{Company: h.ID.Company, Lanes: h.Lane.only()})
 	}
 	return nil
 }
