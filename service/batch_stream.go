@@ -19,8 +19,9 @@ import (
 // Bounds of one stream. What was received and is not yet durable is all that a stream keeps in memory.
 const (
 	maxUnacknowledged      = 1000
-	maxUnacknowledgedBytes = 1 << 20
-	itemsPerAdd            = 250 // items that one transaction stores, so that acknowledgements flow
+	maxUnacknowledgedBytes = 256 << 10 // with its row's overhead a stream then stays under 1 MiB
+	itemOverhead           = 512       // bytes that an item costs beside its content
+	itemsPerAdd            = 250       // items that one transaction stores, so that acknowledgements flow
 	resultsPerRead         = 100
 	progressEvery          = 5 * time.Second // at least every 15 s is promised
 	ownerCheckEvery        = time.Second     // whether a newer stream has taken the batch
@@ -196,7 +197,7 @@ type uploading struct {
 	batch    ledger.Batch
 	uploader int64
 
-	items   chan received
+	items   chan *received
 	room    chan struct{} // signalled when bytes have become durable
 	bytes   atomic.Int64  // received and not yet durable
 	durable atomic.Int64  // all items up to it are
@@ -251,7 +252,7 @@ func (s *batchServer) openUpload(ctx context.Context, open *facadev1.StreamBatch
 	}
 	u := &uploading{
 		batchServer: s, batch: b, uploader: uploader, spec: &facadev1.BatchSpec{}, next: b.NextPos,
-		items: make(chan received, maxUnacknowledged), room: make(chan struct{}, 1), signal: make(chan struct{}, 1),
+		items: make(chan *received, maxUnacknowledged), room: make(chan struct{}, 1), signal: make(chan struct{}, 1),
 	}
 	u.durable.Store(b.NextPos - 1)
 	if err := proto.Unmarshal(b.Spec, u.spec); err != nil {
@@ -274,7 +275,7 @@ func (u *uploading) receive(stream grpc.BidiStreamingServer[facadev1.StreamBatch
 		if err != nil {
 			return err
 		}
-		var in received
+		in := &received{}
 		switch r := m.Request.(type) {
 		case *facadev1.StreamBatchRequest_Item:
 			if in, err = u.item(r.Item); err != nil {
@@ -310,11 +311,11 @@ func (u *uploading) waitForRoom(ctx context.Context) error {
 }
 
 // item checks an item. A bad one costs itself: it takes its number and its result says why.
-func (u *uploading) item(item *facadev1.BatchItem) (received, error) {
-	in := received{size: int64(proto.Size(item))}
+func (u *uploading) item(item *facadev1.BatchItem) (*received, error) {
+	in := &received{size: int64(proto.Size(item)) + itemOverhead}
 	seq := int64(item.Sequence)
 	if seq < 1 || seq > u.next {
-		return in, u.gap()
+		return nil, u.gap()
 	}
 	send, err := u.checkedItem(item, seq)
 	if err != nil {
@@ -347,7 +348,7 @@ func (u *uploading) gap() error {
 // store puts what was received into the ledger, as many items at once as have come.
 func (u *uploading) store(ctx context.Context) error {
 	for {
-		var group []received
+		var group []*received
 		select {
 		case in := <-u.items:
 			group = append(group, in)
@@ -365,7 +366,7 @@ func (u *uploading) store(ctx context.Context) error {
 
 // storeGroup stores items, and the seal where it stands among them. A crash before the commit loses nothing that was
 // acknowledged: the client sends from the last acknowledgement on.
-func (u *uploading) storeGroup(ctx context.Context, group []received) error {
+func (u *uploading) storeGroup(ctx context.Context, group []*received) error {
 	var sends []ledger.NewSend
 	var size int64
 	var seal *facadev1.StreamBatchRequest_Seal

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"fmt"
 	"iter"
 	"maps"
 	"strings"
@@ -94,6 +95,16 @@ func (f Fingerprint) String() string { return hex.EncodeToString(f[:]) }
 
 // MarshalText is String.
 func (f Fingerprint) MarshalText() ([]byte, error) { return []byte(f.String()), nil }
+
+// UnmarshalText reads what MarshalText wrote, for programs that read a report.
+func (f *Fingerprint) UnmarshalText(text []byte) error {
+	b, err := hex.DecodeString(string(text))
+	if err != nil || len(b) != len(f) {
+		return fmt.Errorf("fingerprint: must be %d hexadecimal digits", 2*len(f))
+	}
+	copy(f[:], b)
+	return nil
+}
 
 func hash(parts ...string) Fingerprint {
 	sum := sha256.Sum256([]byte(strings.Join(parts, "\x00")))
