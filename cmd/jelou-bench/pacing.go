@@ -206,11 +206,14 @@ func (s *pacingSum) set(f *findings) {
 	f.set("worst_window", s.worst)
 	f.set("utilization", rounded(min(s.steady[jelousim.NetworkNear], s.steady[jelousim.NetworkInternet]), 4))
 	f.atLeast("utilization", 0.97)
-	for profile, goal := range map[jelousim.NetworkProfile]float64{jelousim.NetworkNear: 0.97, jelousim.NetworkInternet: 0.97, jelousim.NetworkLossy: 0.94} {
-		field := "utilization_" + string(profile)
-		f.set(field, rounded(s.steady[profile], 4))
-		f.atLeast(field, goal)
-		f.set("arrivals_"+string(profile), s.arrived[profile])
+	for _, w := range []struct {
+		profile jelousim.NetworkProfile
+		goal    float64
+	}{{jelousim.NetworkNear, 0.97}, {jelousim.NetworkInternet, 0.97}, {jelousim.NetworkLossy, 0.94}} {
+		field := "utilization_" + string(w.profile)
+		f.set(field, rounded(s.steady[w.profile], 4))
+		f.atLeast(field, w.goal)
+		f.set("arrivals_"+string(w.profile), s.arrived[w.profile])
 	}
 	f.set("utilization_varied_reply", rounded(s.variedReply, 4))
 	f.set("utilization_varied_auto", rounded(s.variedAuto, 4))
