@@ -27,7 +27,9 @@ type benchmark struct {
 
 // benchmarks in the order in which the help lists them.
 var benchmarks = []benchmark{
-	overheadBenchmark, pacingBenchmark, limitBenchmark, lanesBenchmark, fairnessBenchmark,
+	overheadBenchmark, pacingBenchmark, limitBenchmark, lanesBenchmark, fairnessBenchmark, overloadBenchmark,
+	throttleBenchmark, failoverBenchmark, clockBenchmark, crashBenchmark, cutsBenchmark,
+	ingestBenchmark,
 }
 
 func main() {
