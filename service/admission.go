@@ -31,7 +31,7 @@ func (s *core) admit(ctx context.Context, n ledger.NewSend, within time.Duration
 		f.retryAfter = max(wait-within, time.Second)
 		return f
 	}
-	s.dispatch.Added(n.Company, n.Lane)
+	s.dispatch.Added(n.Company, n.Lane, n.Caller, 1)
 	return nil
 }
 
@@ -65,10 +65,10 @@ func (s *core) estimate(ctx context.Context, row ledger.Send) *timestamppb.Times
 // quotaHeaders tells the company's allowance as draft-ietf-httpapi-ratelimit-headers-10 writes it.
 func (s *core) quotaHeaders(ctx context.Context, c *dispatch.Company) {
 	st := s.dispatch.Status(c.ID)
-	window := orDefault(c.Pace.Window, time.Second)
+	window := c.Pace.EachWindow()
 	until := int64(1)
 	if st.Pause != pace.NotPaused && st.PauseUntil != pace.Never {
-		until = wholeSeconds(time.Until(time.UnixMicro(int64(st.PauseUntil))))
+		until = wholeSeconds(s.dispatch.Until(st.PauseUntil))
 	}
 	_ = grpc.SetHeader(ctx, metadata.Pairs( // the headers are gone only when the call is
 		headerRateLimitPolicy, fmt.Sprintf(`"jelou";q=%d;w=%d`, st.Allowed, wholeSeconds(window)),

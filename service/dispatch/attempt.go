@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"runtime/debug"
 	"time"
 
@@ -18,35 +17,29 @@ import (
 )
 
 const (
-	// maxAttempts is how often a send is tried that never left, or that its caller wants retried when unknown.
-	maxAttempts = 5
-	// Backoff of a send that never left.
-	backoffFirst = 500 * time.Millisecond
-	backoffMost  = time.Minute
 	// settleEvery is how often a settle is tried again while the database is away.
 	settleEvery = 250 * time.Millisecond
 	// settleFor is for how long. The send is unknown by then; the late evidence would still settle it.
 	settleFor = 10 * time.Minute
 )
 
-// attempt sends one claimed send and settles it.
-func (d *Dispatcher) attempt(work context.Context, c *company, send ledger.Send, leaseEnd time.Time) {
-	result, err := d.request(work, c, send, leaseEnd)
-	seen := time.Now()
-	c.reached(err == nil || err.Outcome != jelou.Unreachable)
-	s := d.settlement(send, result, err)
-	reply, evidence := replyOf(result, err)
-	s.Pace = func(now int64, state []byte) []byte {
-		return c.settlePace(pace.Time(now), state, send.Claim, aged(reply, evidence))
-	}
-	d.settle(work, c, s, seen, timingOf(result, err))
-	c.wakeAt(time.Now())
-	d.nudge()
+// attempt sends one send, claimed since start, and settles it.
+func (d *Dispatcher) attempt(work context.Context, c *company, send ledger.Send, start time.Time) {
+	result, err := d.request(work, c, send, start.Add(c.AttemptTimeout))
+	over := time.Now()
+	timing := timingOf(result, err)
+	d.check.attempted(c, send, timing)
+	c.noteReply(timing, err)
+	s := d.settlement(c, send, result, err, over)
+	s.Pace = c.settlePace(send.Claim, result, err)
+	d.settle(work, c, s, over, timing)
+	c.landed(over, start, err == nil || err.Outcome != jelou.Unreachable)
+	d.replan(c)
 }
 
 // request makes the one request. A crash here leaves the send claimed: its lease lapses and it is unknown.
-func (d *Dispatcher) request(work context.Context, c *company, send ledger.Send, leaseEnd time.Time) (result *jelou.Result, failed *jelou.Error) {
-	ctx, cancel := context.WithDeadline(work, leaseEnd.Add(-leaseGrace))
+func (d *Dispatcher) request(work context.Context, c *company, send ledger.Send, deadline time.Time) (result *jelou.Result, failed *jelou.Error) {
+	ctx, cancel := context.WithDeadline(work, deadline)
 	defer cancel()
 	if ctx.Err() != nil {
 		// The process was frozen for so long that the lease is as good as gone: nothing has left, and nothing will.
@@ -55,13 +48,15 @@ func (d *Dispatcher) request(work context.Context, c *company, send ledger.Send,
 	defer func() {
 		if p := recover(); p != nil {
 			d.log.Error("panic in an attempt", slog.String("type", fmt.Sprintf("%T", p)), slog.String("stack", string(debug.Stack())))
-			result, failed = nil, &jelou.Error{Outcome: jelou.Unknown, Sent: true, Reason: facadev1.ErrorReason_OUTCOME_UNKNOWN, Message: "the facade failed while it sent"}
+			result, failed = nil, lostInside()
 		}
 	}()
 	item := &facadev1.BatchItem{}
 	if err := proto.Unmarshal(send.Body, item); err != nil {
 		return nil, &jelou.Error{Outcome: jelou.Refused, Reason: facadev1.ErrorReason_INTERNAL, Message: "the stored send cannot be read"}
 	}
+	ctx, stop := d.watchAck(ctx, c, send.Claim)
+	defer stop()
 	result, err := c.Client.Send(ctx, send.Bot, item)
 	if err == nil {
 		return result, nil
@@ -69,56 +64,67 @@ func (d *Dispatcher) request(work context.Context, c *company, send ledger.Send,
 	if e, ok := errors.AsType[*jelou.Error](err); ok {
 		return nil, e
 	}
-	// Not of the client's kinds: nobody can say how far it came.
-	return nil, &jelou.Error{Outcome: jelou.Unknown, Sent: true, Reason: facadev1.ErrorReason_OUTCOME_UNKNOWN, Message: "the facade failed while it sent"}
+	return nil, lostInside() // not of the client's kinds: nobody can say how far it came
 }
 
-// settlement is what becomes of a send: three outcomes and not two, for what may have left is unknown.
-func (d *Dispatcher) settlement(send ledger.Send, result *jelou.Result, e *jelou.Error) ledger.Settlement {
-	s := ledger.Settlement{ID: send.ID, Claim: send.Claim}
-	if e == nil {
-		s.State, s.Result = ledger.Sent, d.config.Result(result)
-		return s
-	}
-	s.State, s.Reason, s.Result = ledger.Failed, e.Reason.String(), d.config.Error(e)
-	again := send.Attempt < maxAttempts
-	switch e.Outcome {
-	case jelou.Throttled:
-		// It costs no attempt; the company waits, not the send.
-		s.State, s.Uncounted = ledger.Pending, true
-	case jelou.Unauthorized:
-		// Somebody waits for a single send and must hear of it; a batch waits for the credential.
-		if send.Batch {
-			s.State, s.Uncounted = ledger.Pending, true
-		}
-	case jelou.Unreachable:
-		if again {
-			s.State, s.Backoff = ledger.Pending, backoff(send.Attempt)
-		}
-	case jelou.Unknown:
-		switch {
-		case send.OnUnknown == ledger.Hold, send.OnUnknown == ledger.Retry && !again:
-			s.State = ledger.Unknown
-		case send.OnUnknown == ledger.Retry:
-			s.State, s.AfterLease = ledger.Pending, true
-		}
-	}
-	if s.State == ledger.Pending {
-		s.Result = nil
-	}
-	return s
+func lostInside() *jelou.Error {
+	return &jelou.Error{Outcome: jelou.Unknown, Sent: true, Reason: facadev1.ErrorReason_OUTCOME_UNKNOWN, Message: "the facade failed while it sent"}
 }
 
-// backoff grows with the attempts made, with full jitter on its upper half.
-func backoff(attempts int) time.Duration {
-	wait := min(backoffFirst<<min(max(attempts-1, 0), 10), backoffMost)
-	return wait/2 + rand.N(wait/2)
+// watchAck asks for the transport's acknowledgement where the company's evidence may be that. Where the answer takes longer
+// than half a window after it, the slot is told of it alone, so that a slow Jelou does not keep slots.
+func (d *Dispatcher) watchAck(ctx context.Context, c *company, claim int64) (watching context.Context, stop func()) {
+	rule := c.currentRule()
+	if rule.Evidence == pace.EvidenceReply {
+		return ctx, func() {}
+	}
+	var timer *time.Timer // set before the call returns, if at all
+	told := make(chan struct{})
+	watching = jelou.WithAck(ctx, func(at time.Time, trip time.Duration) {
+		timer = time.AfterFunc(rule.EachWindow()/2, func() {
+			defer close(told)
+			d.updatePace(ctx, c, func(b *pace.Budget, now pace.Time) bool {
+				return b.Acked(rule, now, claim, time.Since(at), trip)
+			})
+			d.replan(c)
+		})
+	})
+	return watching, func() {
+		if timer != nil && !timer.Stop() {
+			<-told
+		}
+	}
+}
+
+// unackedMost is how many replies without the acknowledgement that was asked for are taken for chance.
+const unackedMost = 20
+
+// noteReply notices a credential that is refused and acknowledgements that do not come.
+func (c *company) noteReply(t jelou.Timing, e *jelou.Error) {
+	refused := e != nil && e.Outcome == jelou.Unauthorized
+	var print [32]byte
+	if refused && c.Credential != nil {
+		print = fingerprint(c.Credential)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if refused {
+		c.refused = print
+	}
+	switch {
+	case c.rule.Evidence == pace.EvidenceReply || t.AckTrip > 0:
+		c.unacked = 0
+	case t.Trip > 0:
+		if c.unacked++; c.unacked == unackedMost {
+			c.log.Warn("evidence is not REPLY, but the connection's acknowledgements cannot be seen (a proxy, requests over 2 KiB on HTTP/1.1, or not on Linux): replies are used")
+		}
+	}
 }
 
 // paceOutcomes are the client's outcomes for a slot.
 var paceOutcomes = map[jelou.Outcome]pace.Outcome{
 	jelou.Refused: pace.Answered, jelou.Throttled: pace.Throttled, jelou.Unreachable: pace.NeverLeft,
-	jelou.Unauthorized: pace.Rejected, jelou.Misconfigured: pace.Rejected, jelou.Unknown: pace.Lost,
+	jelou.Unauthorized: pace.Rejected, jelou.Misconfigured: pace.Misconfigured, jelou.Unknown: pace.Lost,
 }
 
 func timingOf(r *jelou.Result, e *jelou.Error) jelou.Timing {
@@ -128,11 +134,11 @@ func timingOf(r *jelou.Result, e *jelou.Error) jelou.Timing {
 	return r.Timing
 }
 
-// replyOf is what a slot learns of an attempt, and when its evidence was seen. An unreadable or 5xx answer is
-// evidence of arrival too.
-func replyOf(r *jelou.Result, e *jelou.Error) (pace.Reply, jelou.Timing) {
+// replyOf is what a slot learns of an attempt, when it is told now. An unreadable or 5xx answer is evidence of
+// arrival too.
+func replyOf(r *jelou.Result, e *jelou.Error) pace.Reply {
 	t := timingOf(r, e)
-	reply := pace.Reply{Outcome: pace.Answered, Trip: t.Trip}
+	reply := pace.Reply{Outcome: pace.Answered, Trip: t.Trip, AckTrip: t.AckTrip}
 	if e != nil {
 		reply.Outcome, reply.RetryAfter = paceOutcomes[e.Outcome], e.RetryAfter
 		if reply.Outcome == pace.NeverLeft && e.Sent {
@@ -145,32 +151,49 @@ func replyOf(r *jelou.Result, e *jelou.Error) (pace.Reply, jelou.Timing) {
 			}
 		}
 	}
-	return reply, t
-}
-
-// aged fills in how long ago the evidence was seen, as late as possible.
-func aged(r pace.Reply, t jelou.Timing) pace.Reply {
 	if !t.Seen.IsZero() {
-		r.Ago = time.Since(t.Seen)
+		reply.Ago = time.Since(t.Seen)
 	}
-	return r
+	if !t.Acked.IsZero() {
+		reply.AckAgo = time.Since(t.Acked)
+	}
+	return reply
 }
 
-// settlePace settles a slot under the company's lock.
-func (c *company) settlePace(now pace.Time, state []byte, claim int64, reply pace.Reply) []byte {
-	var b pace.Budget
-	if b.UnmarshalBinary(state) != nil || !b.Settle(c.Pace, now, claim, reply) {
-		return state
+// settlePace settles a slot under the company's lock. How long ago something was seen is computed there, as late as
+// possible, and again when the transaction is repeated.
+func (c *company) settlePace(claim int64, r *jelou.Result, e *jelou.Error) func(now int64, state []byte) []byte {
+	return func(now int64, state []byte) []byte {
+		var b pace.Budget
+		if b.UnmarshalBinary(state) != nil || !b.Settle(c.currentRule(), pace.Time(now), claim, replyOf(r, e)) {
+			return state
+		}
+		c.saw(b)
+		return marshal(&b)
 	}
-	c.saw(b, now)
-	return marshal(&b)
+}
+
+// updatePace changes a company's pacing state under its lock. It is for what may as well not happen: an error is logged.
+func (d *Dispatcher) updatePace(ctx context.Context, c *company, update func(b *pace.Budget, now pace.Time) bool) {
+	err := d.config.Ledger.UpdatePace(ctx, c.ID, func(now int64, state []byte) []byte {
+		var b pace.Budget
+		if b.UnmarshalBinary(state) != nil || !update(&b, pace.Time(now)) {
+			return state
+		}
+		c.saw(b)
+		return marshal(&b)
+	})
+	if err != nil {
+		c.log.Warn("update the pacing state", slog.Any("error", err))
+	}
 }
 
 // settle tells the ledger. Only this process knows what became of the request, so it does not give up while the
 // database is away: the lease makes the send unknown meanwhile, and this settles it late.
-func (d *Dispatcher) settle(work context.Context, c *company, s ledger.Settlement, seen time.Time, t jelou.Timing) {
+func (d *Dispatcher) settle(work context.Context, c *company, s ledger.Settlement, over time.Time, t jelou.Timing) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(work), settleFor)
 	defer cancel()
+	log := c.log.With(slog.String("send_id", s.ID.String()))
 	for first := true; ; first = false {
 		s.SentAgo = -1
 		if !t.Started.IsZero() {
@@ -180,11 +203,14 @@ func (d *Dispatcher) settle(work context.Context, c *company, s ledger.Settlemen
 		switch {
 		case err == nil:
 			return
-		case !errors.Is(err, ledger.ErrUnavailable) || ctx.Err() != nil || d.stopping.Load() && time.Since(seen) > leaseGrace:
-			d.log.Error("settle", slog.String("company", c.Name), slog.String("send_id", s.ID.String()), slog.Any("error", err))
+		case errors.Is(err, ledger.ErrClaimLost):
+			log.Warn("a send was settled otherwise before its answer came", slog.String("answer", string(s.State)))
+			return
+		case !errors.Is(err, ledger.ErrUnavailable) || ctx.Err() != nil || d.stopping.Load() && time.Since(over) > leaseGrace:
+			log.Error("settle", slog.Any("error", err))
 			return
 		case first:
-			d.log.Warn("settle waits for the ledger", slog.String("company", c.Name), slog.String("send_id", s.ID.String()), slog.Any("error", err))
+			log.Warn("settle waits for the ledger", slog.Any("error", err))
 		}
 		select {
 		case <-ctx.Done():

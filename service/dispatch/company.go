@@ -10,26 +10,59 @@ import (
 	"github.com/jelou-facade/jelou-facade/service/pace"
 )
 
-// company is what a Dispatcher knows of a company beside the ledger: when to look at it, reads that wait, and the
-// pacing state as last seen.
+// company is what a Dispatcher knows of a company beside the ledger. All of it may be out of date, for other replicas
+// claim too: it decides when to look, and never what leaves.
 type company struct {
 	*Company
+	clock       *clock
+	log         *slog.Logger
+	appointment appointment // the agenda's
 
-	mu     sync.Mutex
-	due    time.Time // when to claim next
-	reads  []*read
-	budget pace.Budget // as last seen, for estimates and headers
-	seenDB pace.Time   // the database's clock then
-	seenAt time.Time   // ours then
-	pause  pace.Pause  // as last logged
-	halted string      // why the ledger gives nothing, as last logged
+	// jumps of the database's clock that the stored state has been told of. Only one claim of a company runs at a time,
+	// and only claims use it.
+	jumps int64
+
+	counting sync.Mutex // held by who counts the line
+
+	mu        sync.Mutex
+	rule      pace.Config
+	rank      int
+	budget    pace.Budget // as last seen
+	claimNo   int64       // of the latest claim seen
+	waits     pace.Lanes  // in which something waits, as far as is known
+	news      pace.Lanes  // and what was heard since the look that is under way began
+	newsHere  bool        // from this process
+	glancedAt time.Time
+	flying    int // own requests on their way
+	reads     []*read
 
 	unreachable int       // failures to reach Jelou in a row
+	failedAt    time.Time // the last of them
 	quietUntil  time.Time // this process does not try to reach Jelou before
+	repeatAt    time.Time // when the next repeated attempt fits into its share of the allowance
 
-	backlog   ledger.Line
-	backlogAt time.Time
-	added     [4]int64 // by lane, by this process since backlogAt
+	pause   pace.Pause // as last logged
+	halted  Halt       // why the ledger gives nothing
+	refused [32]byte   // fingerprint of the credential that Jelou refused
+	unacked int        // replies without the transport's acknowledgement that was asked for
+
+	line     line
+	promised map[ledger.ID]time.Time
+	use      []usage // samples of the last minute
+}
+
+// Halt is why the ledger gives nothing though something may wait.
+type Halt int8
+
+// The reasons.
+const (
+	NotHalted     Halt = iota
+	HaltedRewound      // the ledger went back in time
+	HaltedHeld         // the ledger is held until a person releases it
+)
+
+func newCompany(co *Company, clock *clock, log *slog.Logger) *company {
+	return &company{Company: co, clock: clock, log: log.With(slog.String("company", co.Name)), rule: co.Pace, appointment: appointment{index: -1}, promised: map[ledger.ID]time.Time{}}
 }
 
 // decision is what was decided in a claim. It is computed again when the ledger repeats its transaction, so it has no
@@ -37,36 +70,45 @@ type company struct {
 type decision struct {
 	choice    ledger.Choice
 	budget    pace.Budget
+	waits     pace.Lanes
+	claimNo   int64 // before the claim
+	jumps     int64
+	at        pace.Time // when the turn was; later than now where nothing could be taken
 	now       pace.Time
-	at        pace.Time // when the next request may leave; Never for none
 	read      *read
 	readClaim int64
 }
 
 // decide runs the rule of package pace under the company's lock.
-func (c *company) decide(v ledger.View, lease time.Duration) decision {
+func (c *company) decide(v ledger.View, jumps int64) *decision {
+	c.mu.Lock()
+	rule, read := c.rule, c.firstRead()
+	c.mu.Unlock()
 	now := pace.Time(v.Now)
-	d := decision{now: now}
+	d := &decision{now: now, claimNo: v.ClaimNo - 1, jumps: jumps}
 	// A state that cannot be read is as good as none: it begins with a silent window.
 	if d.budget.UnmarshalBinary(v.Pace) != nil {
 		d.budget = pace.Budget{}
 	}
-	var waiting pace.Lanes
+	if jumps != c.jumps {
+		d.budget.Silence(rule, now)
+	}
 	heads := map[pace.Lane]ledger.Head{}
 	for _, h := range v.Heads {
-		waiting[pace.Lane(h.Send.Lane)] = true
+		d.waits[h.Send.Lane] = true
 		heads[pace.Lane(h.Send.Lane)] = h
 	}
-	read := c.firstRead()
+	waiting := d.waits
 	waiting[pace.Read] = read != nil
-	turn := d.budget.Next(c.Pace, now, waiting)
+	turn := d.budget.Next(rule, now, waiting)
 	d.at = turn.At
 	claim := v.ClaimNo
 	if turn.Lane == pace.Read {
 		claim = readClaim()
 	}
-	if turn.Lane == 0 || turn.At > now || !d.budget.Take(c.Pace, now, turn, claim, now.Add(lease)) {
-		if turn.Save {
+	// The slot's lease is counted from a later moment than the attempt's deadline, so by its end the attempt is over.
+	if turn.Lane == 0 || turn.At > now || !d.budget.Take(rule, now, turn, claim, now.Add(c.AttemptTimeout)) {
+		if turn.Save || jumps != c.jumps {
 			d.choice.Pace = marshal(&d.budget)
 		}
 		return d
@@ -79,6 +121,7 @@ func (c *company) decide(v ledger.View, lease time.Duration) decision {
 	h := heads[turn.Lane]
 	d.choice.Lane = ledger.Lane(turn.Lane)
 	d.choice.Share, d.choice.Queue = charge(h.Share), charge(h.Queue)
+	d.choice.RecipientGap = c.RecipientInterval
 	return d
 }
 
@@ -101,37 +144,156 @@ func marshal(b *pace.Budget) []byte {
 	return data
 }
 
-// learn takes in what a claim showed, and says when to claim next.
-func (c *company) learn(cl ledger.Claim, d decision, start time.Time, log *slog.Logger) {
+// begin notes that a look begins: what is heard from now on it may have missed.
+func (c *company) begin() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	now := time.Now()
-	if d.now != 0 {
-		c.budget, c.seenDB, c.seenAt = d.budget, d.now, now
-		c.logPause(log)
-	}
-	switch {
-	case cl.Held || cl.Rewound:
-		c.due = now.Add(lookAgain)
-	case cl.Busy:
-		c.due = now.Add(busyWait)
-	case cl.Send != nil, d.read != nil, cl.More:
-		c.due = now
-	case d.at == pace.Never:
-		c.setDue(start, now.Add(lookAgain))
-	default:
-		// Rounded up to the millisecond: a timer that fires early would ask for nothing.
-		c.due = now.Add(d.at.Sub(d.now)).Add(time.Millisecond)
-	}
-	c.due = later(c.due, c.quietUntil)
-	c.logHalt(cl, log)
+	c.news, c.newsHere = pace.Lanes{}, false
 }
 
-// setDue sets the next look, unless something has woken the company since the claim began.
-func (c *company) setDue(start, due time.Time) {
-	if !c.due.After(start) {
-		c.due = due
+// learn takes in what a claim showed, and says when to look next.
+func (c *company) learn(now time.Time, cl ledger.Claim, d *decision) (time.Time, look) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.setHalt(cl)
+	switch {
+	case c.halted != NotHalted:
+		return now.Add(lookAgain), glanceLook
+	case cl.Busy && c.rank == 0:
+		return now.Add(busyWait), claimLook
+	case cl.Busy:
+		return now.Add(rankDelay), glanceLook
+	case d.choice.Lane != 0 && cl.Send == nil:
+		// The answer to the commit was lost, and it has not happened.
+		return now.Add(busyWait), glanceLook
 	}
+	c.jumps = d.jumps
+	c.budget, c.claimNo, c.waits = d.budget, d.claimNo, d.waits
+	if cl.Send != nil {
+		c.claimNo = cl.Send.Claim
+		c.flying++
+		c.line.take(*cl.Send)
+	} else if d.read != nil {
+		c.flying++
+	}
+	c.logPause()
+	if cl.More {
+		return now, claimLook
+	}
+	return c.after(now, false)
+}
+
+// glanced takes in what a look without a lock showed, and says when to look next.
+func (c *company) glanced(now time.Time, g ledger.Glance) (time.Time, look) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.budget.UnmarshalBinary(g.Pace) != nil {
+		c.budget = pace.Budget{}
+	}
+	idle := g.ClaimNo == c.claimNo
+	c.claimNo, c.glancedAt = g.ClaimNo, now
+	c.logPause()
+	switch {
+	case !g.Ready:
+		c.waits = pace.Lanes{}
+	case c.waits == pace.Lanes{}:
+		c.waits = pace.Lanes{pace.Urgent: true, pace.Normal: true, pace.Bulk: true}
+	}
+	return c.after(now, idle)
+}
+
+// after is when and how to look next after a look: at once where something has come up meanwhile, or where others
+// should have claimed and did not.
+func (c *company) after(now time.Time, idle bool) (time.Time, look) {
+	for lane, news := range c.news {
+		c.waits[lane] = c.waits[lane] || news
+	}
+	at, ok := c.open(now)
+	if ok && due(now, at) && (idle || c.newsHere) {
+		return at, claimLook
+	}
+	return c.ranked(now, at, ok)
+}
+
+// due reports whether a time has come, but for what a timer cannot tell apart.
+func due(now, at time.Time) bool { return !at.After(now.Add(time.Millisecond)) }
+
+// plan is when and how to look at the company next.
+func (c *company) plan(now time.Time) (time.Time, look) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	at, ok := c.open(now)
+	return c.ranked(now, at, ok)
+}
+
+// woken takes in that there is new work, and says when to look. Whoever stored it claims it at once, when it is of a lane
+// in which nothing waited; the others see to it only where that one does not.
+func (c *company) woken(now time.Time, w ledger.Wake) (time.Time, look) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	fresh := false
+	for lane := ledger.Urgent; lane <= ledger.Bulk; lane++ {
+		if w.Lanes.Has(lane) {
+			fresh = fresh || !c.waits[lane]
+			c.waits[lane], c.news[lane] = true, true
+		}
+	}
+	c.newsHere = c.newsHere || w.Here && fresh
+	at, ok := c.open(now)
+	switch {
+	case !ok || !due(now, at):
+		return c.ranked(now, at, ok)
+	case w.Here && fresh:
+		return at, claimLook
+	case !w.Here:
+		return now.Add(rankDelay * time.Duration(1+c.rank)), glanceLook
+	}
+	return c.ranked(now, at, ok)
+}
+
+const (
+	// openSoon is how far away a slot may be before the requests of other replicas matter, which may free one sooner.
+	openSoon = 300 * time.Millisecond
+	// openGlance is then when to look how they are getting on.
+	openGlance = 100 * time.Millisecond
+)
+
+// open is when something may leave, by what is known; false when nothing waits or nobody can say. A company whose
+// stored state cannot be trusted is due at once: its silent window begins when a claim finds that.
+func (c *company) open(now time.Time) (time.Time, bool) {
+	if !c.budget.Begun() || c.jumps != c.clock.jumped() {
+		return now, true
+	}
+	waits := c.waits
+	waits[pace.Read] = len(c.reads) > 0
+	if waits == (pace.Lanes{}) || c.unreachable > 0 && c.flying > 0 {
+		return now, false
+	}
+	b := c.budget.Clone()
+	turn := b.Next(c.rule, c.clock.now(), waits)
+	if turn.At == pace.Never {
+		return now, false
+	}
+	return later(c.clock.local(turn.At), c.quietUntil), true
+}
+
+// ranked is when and how this replica looks at a company from which something may leave at a time.
+func (c *company) ranked(now, at time.Time, ok bool) (time.Time, look) {
+	how := claimLook
+	switch {
+	case !ok:
+		// Spread, so that a thousand idle companies are not looked at together.
+		return now.Add(lookAgain - rand.N(lookAgain/4)), glanceLook
+	case at.After(now.Add(openSoon)) && c.budget.Open() > c.flying:
+		at, how = now.Add(openGlance), glanceLook
+	case c.rank > 0 && len(c.reads) == 0:
+		at = later(at.Add(rankDelay*time.Duration(c.rank)), c.glancedAt.Add(rankDelay))
+		how = glanceLook
+	}
+	if again := now.Add(lookAgain); at.After(again) {
+		return again, glanceLook
+	}
+	return at, how
 }
 
 func later(a, b time.Time) time.Time {
@@ -141,26 +303,24 @@ func later(a, b time.Time) time.Time {
 	return b
 }
 
-func (c *company) dueAt() time.Time {
+func (c *company) setRank(rank int) (changed bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.due
+	changed = c.rank != rank
+	c.rank = rank
+	return changed
 }
 
-// wakeAt makes the company due at t if it is not due before.
-func (c *company) wakeAt(t time.Time) {
+func (c *company) setRule(rule pace.Config) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if t.Before(c.due) {
-		c.due = later(t, c.quietUntil)
-	}
+	c.rule = rule
 }
 
-// sleepUntil makes the company due no sooner than t.
-func (c *company) sleepUntil(t time.Time) {
+func (c *company) currentRule() pace.Config {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.due = later(c.due, t)
+	return c.rule
 }
 
 // Backoff from a Jelou that this process cannot reach.
@@ -169,80 +329,90 @@ const (
 	unreachableMost  = 15 * time.Second
 )
 
-// reached notes whether Jelou could be reached. While it cannot, this process tries ever less often, so that an outage
-// costs a few attempts and not every waiting send's.
-func (c *company) reached(ok bool) {
+// landed notes that one of this process's requests is over, and whether Jelou could be reached. While it cannot, this
+// process tries with one request at a time and ever less often, so that an outage costs a few attempts and not
+// every waiting send's.
+func (c *company) landed(now, began time.Time, reached bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if ok {
+	c.flying--
+	switch {
+	case reached:
 		c.unreachable, c.quietUntil = 0, time.Time{}
-		return
+	case began.After(c.failedAt):
+		c.quietUntil = now.Add(halfJitter(min(unreachableFirst<<min(c.unreachable, 10), unreachableMost)))
+		c.unreachable++
+		c.failedAt = now
 	}
-	wait := min(unreachableFirst<<min(c.unreachable, 10), unreachableMost)
-	c.unreachable++
-	c.quietUntil = time.Now().Add(wait/2 + rand.N(wait/2))
-	c.due = later(c.due, c.quietUntil)
 }
 
-// saw keeps a pacing state that a settle has written.
-func (c *company) saw(b pace.Budget, now pace.Time) {
+// gaveBack notes that a turn was not used.
+func (c *company) gaveBack() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if now >= c.seenDB {
-		c.budget, c.seenDB, c.seenAt = b, now, time.Now()
-	}
+	c.flying--
+}
+
+// halfJitter is between half of a wait and the whole.
+func halfJitter(wait time.Duration) time.Duration { return wait/2 + rand.N(wait/2+1) }
+
+// saw keeps a pacing state that a settle has written.
+func (c *company) saw(b pace.Budget) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.budget = b
+	c.logPause()
 }
 
 // logPause logs when the company stops or goes on.
-func (c *company) logPause(log *slog.Logger) {
-	if log == nil {
-		return
-	}
-	st := c.budget.Status(c.Pace, c.seenDB)
+func (c *company) logPause() {
+	st := c.status()
 	if st.Pause == c.pause {
 		return
 	}
 	c.pause = st.Pause
 	if st.Pause == pace.NotPaused {
-		log.Info("company sends again", slog.String("company", c.Name))
+		c.log.Info("company sends again")
 		return
 	}
-	log.Warn("company paused", slog.String("company", c.Name), slog.String("reason", pauseReasons[st.Pause]), slog.Duration("for", st.PauseUntil.Sub(c.seenDB)))
+	attrs := []any{slog.String("reason", pauseReasons[st.Pause])}
+	if st.PauseUntil != pace.Never {
+		attrs = append(attrs, slog.Duration("for", st.PauseUntil.Sub(c.clock.now())))
+	}
+	c.log.Warn("company paused", attrs...)
 }
 
 var pauseReasons = map[pace.Pause]string{
-	pace.PausedThrottled: "Jelou answered 429",
-	pace.PausedRejected:  "Jelou refuses the credential: check client_id_file and client_secret_file",
-	pace.PausedHeld:      "held",
+	pace.PausedThrottled:     "Jelou answered 429",
+	pace.PausedRejected:      "Jelou refuses the credential: check client_id_file and client_secret_file",
+	pace.PausedMisconfigured: "Jelou says that the credential has no company: ask Jelou",
+	pace.PausedHeld:          "held",
 }
 
-// logHalt logs when the ledger gives nothing for the company though something may wait.
-func (c *company) logHalt(cl ledger.Claim, log *slog.Logger) {
-	halted := ""
+var haltReasons = map[Halt]string{
+	HaltedRewound: "the ledger went back in time",
+	HaltedHeld:    "the ledger is held until a person releases it",
+}
+
+// setHalt notes, and logs, when the ledger gives nothing for the company though something may wait.
+func (c *company) setHalt(cl ledger.Claim) {
+	halted := NotHalted
 	switch {
+	case cl.Busy:
+		return // nobody looked
 	case cl.Rewound:
-		halted = "the ledger went back in time"
+		halted = HaltedRewound
 	case cl.Held:
-		halted = "the ledger is held until a person releases it"
+		halted = HaltedHeld
 	}
-	if halted != c.halted && halted != "" {
-		log.Error("nothing is sent", slog.String("company", c.Name), slog.String("why", halted))
+	if halted != c.halted && halted != NotHalted {
+		c.log.Error("nothing is sent", slog.String("why", haltReasons[halted]))
 	}
 	c.halted = halted
 }
 
-// status is the pacing state now, as far as this process has seen it.
+// status is the pacing state now, as far as this process has seen it. c.mu is held.
 func (c *company) status() pace.Status {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	b := c.budget
-	return b.Status(c.Pace, c.nowDB())
-}
-
-// nowDB is about the database's time now. Before the first claim it is our own.
-func (c *company) nowDB() pace.Time {
-	if c.seenAt.IsZero() {
-		return pace.Time(time.Now().UnixMicro())
-	}
-	return c.seenDB.Add(time.Since(c.seenAt))
+	b := c.budget.Clone()
+	return b.Status(c.rule, c.clock.now())
 }

@@ -3,6 +3,9 @@
 // It guarantees that a request leaves only for a send that the ledger has given to this process, that it leaves at
 // most once per claim, and that what became of it is told to the ledger; where the process dies in between, the
 // claim's lease lapses and the send is unknown, never silently sent again.
+//
+// With several replicas each company has an order of them. The first looks for its slots at once, the others a moment
+// later, without a lock, and claim only where nobody did: so claims rarely meet, and a dead replica costs moments.
 package dispatch
 
 import (
@@ -22,10 +25,17 @@ type Company struct {
 	ID     int64  // in the ledger
 	Name   string // as configured
 	Client *jelou.Client
-	Pace   pace.Config
+	Pace   pace.Config // at the start; see Dispatcher.SetPace
 
 	// AttemptTimeout bounds one request to Jelou; zero is 10s. While Jelou hangs an urgent send may wait for so long.
 	AttemptTimeout time.Duration
+
+	// RecipientInterval is at least between two normal or bulk sends to one user of one bot; zero is no such limit.
+	RecipientInterval time.Duration
+
+	// Credential is read while Jelou refuses it: when it has changed, sending begins again at once. Nil waits for the
+	// next probe.
+	Credential func() (id, secret string, err error)
 }
 
 // Config is what a Dispatcher works with. All fields but Logger are required.
@@ -43,16 +53,19 @@ type Config struct {
 
 const (
 	defaultAttemptTimeout = 10 * time.Second
-	// leaseGrace is what a lease is longer than an attempt: for the settle, and for a process that was stopped for a moment.
+	// leaseGrace is what a send's lease is longer than an attempt: for the settle, and for a process that was stopped for
+	// a moment. The slot does not wait for it.
 	leaseGrace = 5 * time.Second
-	// busyWait is when to look again at a company that another replica has locked.
+	// busyWait is when to look again at a company that somebody else has locked.
 	busyWait = 5 * time.Millisecond
 	// lookAgain is how often every company is looked at though nothing has woken it: a lost wake-up costs no more.
 	lookAgain = 5 * time.Second
 	// ledgerWait is how long to leave a ledger alone that answered with an error.
 	ledgerWait = 200 * time.Millisecond
-	// maxInFlight bounds the attempts under way in this process; slots bound them per company.
-	maxInFlight = 4096
+	// claimers is how many claims run beside each other. While all are busy, what becomes due is claimed together.
+	claimers = 4
+	// maxGlances is how many companies are looked at in one statement.
+	maxGlances = 500
 )
 
 // Dispatcher claims, sends and settles for all companies of this process.
@@ -60,9 +73,12 @@ type Dispatcher struct {
 	config    Config
 	log       *slog.Logger
 	companies map[int64]*company
-	wake      chan struct{} // a company became due outside of the loop
-	inFlight  chan struct{}
-	work      sync.WaitGroup
+	agenda    *agenda
+	clock     *clock
+	check     *SelfCheck
+	replicas  atomic.Int64 // alive, this one among them
+	counting  chan *company
+	work      sync.WaitGroup // attempts, and what else must not be cut
 	stopping  atomic.Bool
 	lease     time.Duration // longer than any company's attempts by leaseGrace
 }
@@ -70,18 +86,20 @@ type Dispatcher struct {
 // New returns a Dispatcher that does nothing before Run.
 func New(c Config) *Dispatcher {
 	d := &Dispatcher{
-		config: c, log: c.Logger, companies: map[int64]*company{},
-		wake: make(chan struct{}, 1), inFlight: make(chan struct{}, maxInFlight),
+		config: c, log: c.Logger, companies: map[int64]*company{}, agenda: newAgenda(), clock: newClock(),
+		counting: make(chan *company, len(c.Companies)),
 	}
 	if d.log == nil {
 		d.log = slog.New(slog.DiscardHandler)
 	}
+	d.check = newSelfCheck(d.log)
+	d.replicas.Store(1)
 	for _, co := range c.Companies {
 		if co.AttemptTimeout == 0 {
 			co.AttemptTimeout = defaultAttemptTimeout
 		}
 		d.lease = max(d.lease, co.AttemptTimeout+leaseGrace)
-		d.companies[co.ID] = &company{Company: co, due: time.Now()}
+		d.companies[co.ID] = newCompany(co, d.clock, d.log)
 	}
 	return d
 }
@@ -89,109 +107,151 @@ func New(c Config) *Dispatcher {
 // Run claims and sends until ctx ends, then waits for what is under way, which AttemptTimeout bounds.
 func (d *Dispatcher) Run(ctx context.Context) error {
 	work := context.WithoutCancel(ctx)
-	for ctx.Err() == nil {
-		d.claimDue(ctx, work)
-		d.sleep(ctx)
+	d.begin(ctx)
+	var running sync.WaitGroup
+	for _, run := range []func(context.Context){d.glanceDue, d.watchWakes, d.watchReplicas, d.count, d.watchCredentials, d.sampleUse} {
+		running.Go(func() { run(ctx) })
 	}
+	for range claimers {
+		running.Go(func() { d.claimDue(ctx, work) })
+	}
+	running.Wait()
 	d.stopping.Store(true)
 	d.failReads()
 	d.work.Wait()
 	return nil
 }
 
-// sleep waits until a company is due or something new is there.
-func (d *Dispatcher) sleep(ctx context.Context) {
-	wait := lookAgain
-	for _, c := range d.companies {
-		wait = min(wait, time.Until(c.dueAt()))
+// begin looks who else is alive. Where nobody is, nobody has watched the database's clock: what it says of the last
+// requests is not trusted, and each company begins with a silent window.
+func (d *Dispatcher) begin(ctx context.Context) {
+	replicas, err := d.config.Ledger.Replicas(ctx)
+	if err != nil || len(replicas) < 2 {
+		d.clock.distrust()
 	}
-	timer := time.NewTimer(max(wait, 0))
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-	case <-timer.C:
-	case <-d.wake:
-	case woken := <-d.config.Ledger.Wakes():
-		for _, w := range woken {
-			if c := d.companies[w.Company]; c != nil {
-				c.wakeAt(time.Now())
+	d.setReplicas(replicas)
+	for _, c := range d.companies {
+		d.agenda.set(c, time.Now(), glanceLook)
+	}
+}
+
+// SetPace changes a company's allowance while it sends.
+func (d *Dispatcher) SetPace(companyID int64, rule pace.Config) {
+	if c := d.companies[companyID]; c != nil {
+		c.setRule(rule)
+		d.replan(c)
+	}
+}
+
+// replan puts a company on the agenda where it belongs by what is known of it now.
+func (d *Dispatcher) replan(c *company) {
+	at, how := c.plan(time.Now())
+	d.agenda.set(c, at, how)
+}
+
+// watchWakes hears of new work, here and at other replicas.
+func (d *Dispatcher) watchWakes(ctx context.Context) {
+	for {
+		select {
+		case woken := <-d.config.Ledger.Wakes():
+			for _, w := range woken {
+				if c := d.companies[w.Company]; c != nil {
+					at, how := c.woken(time.Now(), w)
+					d.agenda.sooner(c, at, how)
+				}
 			}
+		case <-ctx.Done():
+			return
 		}
 	}
 }
 
-// nudge makes the loop look at the clock again.
-func (d *Dispatcher) nudge() {
-	select {
-	case d.wake <- struct{}{}:
-	default:
-	}
-}
-
-// claimDue claims for every company that is due, as many sends as may leave now.
+// claimDue claims for companies as they become due.
 func (d *Dispatcher) claimDue(ctx, work context.Context) {
-	for ctx.Err() == nil {
-		due := d.dueCompanies()
+	for {
+		due := d.agenda.take(ctx, claimLook, ledger.MaxClaimCompanies)
 		if len(due) == 0 {
 			return
 		}
-		d.claim(ctx, work, due)
+		d.claim(work, due)
 	}
 }
 
-func (d *Dispatcher) dueCompanies() []int64 {
-	now := time.Now()
-	var due []int64
-	for id, c := range d.companies {
-		if !c.dueAt().After(now) {
-			due = append(due, id)
-		}
-		if len(due) == ledger.MaxClaimCompanies {
-			break
-		}
-	}
-	return due
-}
-
-// claim asks the ledger once for the given companies and starts what it got.
-func (d *Dispatcher) claim(ctx, work context.Context, ids []int64) {
+// claim asks the ledger once for the given companies and starts what it got. A crash before its commit leaves nothing;
+// after it, sends that are claimed and never left: their leases lapse and they are unknown.
+func (d *Dispatcher) claim(work context.Context, due []*company) {
 	// The lease is counted from before the claim was sent: the ledger's counts from later.
 	start := time.Now()
-	decisions := map[int64]decision{}
-	claims, err := d.config.Ledger.Claim(ctx, ids, d.lease, func(v ledger.View) ledger.Choice {
-		dec := d.companies[v.Company].decide(v, d.lease)
-		decisions[v.Company] = dec
-		return dec.choice
+	ids := make([]int64, len(due))
+	for i, c := range due {
+		ids[i] = c.ID
+		c.begin()
+	}
+	decisions := map[int64]*decision{}
+	claims, err := d.config.Ledger.Claim(work, ids, d.lease, func(v ledger.View) ledger.Choice {
+		decided := d.companies[v.Company].decide(v, d.clock.read(start, pace.Time(v.Now)))
+		decisions[v.Company] = decided
+		return decided.choice
 	})
 	if err != nil {
-		if ctx.Err() == nil {
-			d.log.Warn("claim", slog.Any("error", err))
-		}
-		for _, id := range ids {
-			d.companies[id].sleepUntil(time.Now().Add(ledgerWait))
+		d.log.Warn("claim", slog.Any("error", err))
+		for _, c := range due {
+			d.agenda.release(c, time.Now().Add(ledgerWait), glanceLook)
 		}
 		return
 	}
 	for _, cl := range claims {
-		c, dec := d.companies[cl.Company], decisions[cl.Company]
-		c.learn(cl, dec, start, d.log)
-		switch {
-		case cl.Send != nil:
-			d.start(work, c, *cl.Send, start.Add(d.lease))
-		case dec.read == nil:
-		case c.dropRead(dec.read):
-			dec.read.granted <- grant{claim: dec.readClaim, deadline: start.Add(c.AttemptTimeout)}
-		default: // its caller left meanwhile
-			d.work.Go(func() { d.giveBack(work, c, dec.readClaim) })
+		c, decided := d.companies[cl.Company], decisions[cl.Company]
+		at, how := c.learn(time.Now(), cl, decided)
+		d.agenda.release(c, at, how)
+		d.check.claimed(cl, decided)
+		if cl.Send != nil {
+			d.work.Go(func() { d.attempt(work, c, *cl.Send, start) })
+		} else if decided != nil && decided.read != nil {
+			d.grantRead(work, c, decided, start)
 		}
 	}
 }
 
-// start runs one attempt beside the others.
-func (d *Dispatcher) start(work context.Context, c *company, send ledger.Send, leaseEnd time.Time) {
-	d.inFlight <- struct{}{}
-	d.work.Go(func() {
-		defer func() { <-d.inFlight }()
-		d.attempt(work, c, send, leaseEnd)
-	})
+// glanceDue looks at companies that somebody else should be claiming from, or that seem to be idle.
+func (d *Dispatcher) glanceDue(ctx context.Context) {
+	for {
+		due := d.agenda.take(ctx, glanceLook, maxGlances)
+		if len(due) == 0 {
+			return
+		}
+		d.glance(ctx, due)
+	}
+}
+
+func (d *Dispatcher) glance(ctx context.Context, due []*company) {
+	start := time.Now()
+	ids := make([]int64, len(due))
+	for i, c := range due {
+		ids[i] = c.ID
+		c.begin()
+	}
+	glances, err := d.config.Ledger.Glance(ctx, ids)
+	if err != nil {
+		if ctx.Err() == nil {
+			d.log.Warn("look at companies", slog.Any("error", err))
+		}
+		for _, c := range due {
+			d.agenda.release(c, time.Now().Add(ledgerWait), glanceLook)
+		}
+		return
+	}
+	seen := map[int64]bool{}
+	for _, g := range glances {
+		c := d.companies[g.Company]
+		seen[g.Company] = true
+		d.clock.read(start, pace.Time(g.Now))
+		at, how := c.glanced(time.Now(), g)
+		d.agenda.release(c, at, how)
+	}
+	for _, c := range due {
+		if !seen[c.ID] { // it is gone from the ledger, with its database: it may come back
+			d.agenda.release(c, time.Now().Add(lookAgain), glanceLook)
+		}
+	}
 }

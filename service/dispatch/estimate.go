@@ -2,85 +2,326 @@ package dispatch
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/jelou-facade/jelou-facade/service/ledger"
 	"github.com/jelou-facade/jelou-facade/service/pace"
 )
 
-// backlogKept is for how long a count of what waits is good for estimates; what this process adds meanwhile is added to it.
-const backlogKept = 50 * time.Millisecond
+const (
+	// lineKept is for how long a count of what waits is as good as new; after it, it is counted again in the background.
+	lineKept = 50 * time.Millisecond
+	// lineStale is when whoever asks waits for a new count.
+	lineStale = 2 * time.Second
+	// lineIdle is the same as lineKept for a company in which nothing waits.
+	lineIdle = time.Second
+	// addTakes is how long an add may take to be seen by a count.
+	addTakes = 20 * time.Millisecond
+	// countPart of its time is what counting may use of a connection.
+	countPart = 5
+)
+
+// share names a caller's share of a lane.
+type share struct {
+	lane   ledger.Lane
+	caller string
+}
+
+// line is what waits for a company: as counted a while ago, and what this process has added and claimed since. What
+// other replicas do is seen by the next count.
+type line struct {
+	counted ledger.Line
+	at      time.Time // when that was; zero for never
+	wanted  bool      // it is about to be counted again
+	since   map[share]int64
+	recent  []addition
+}
+
+type addition struct {
+	at    time.Time
+	share share
+	n     int64
+}
+
+// add notes sends that are being stored.
+func (l *line) add(now time.Time, s share, n int64) {
+	l.recent = append(l.recent, addition{now, s, n})
+	l.move(s, n)
+}
+
+// take notes a send that was claimed.
+func (l *line) take(s ledger.Send) { l.move(share{s.Lane, s.Caller}, -1) }
+
+func (l *line) move(s share, n int64) {
+	if l.since == nil {
+		l.since = map[share]int64{}
+	}
+	l.since[s] += n
+}
+
+// set takes in a count that began at a moment. What was added just before may not be in it.
+func (l *line) set(began time.Time, counted ledger.Line) {
+	if began.Before(l.at) {
+		return
+	}
+	l.counted, l.at, l.since = counted, began, nil
+	l.recent = slices.DeleteFunc(l.recent, func(a addition) bool { return a.at.Before(began.Add(-addTakes)) })
+	for _, a := range l.recent {
+		l.move(a.share, a.n)
+	}
+}
+
+// empty reports whether nothing waits.
+func (l *line) empty() bool {
+	return !slices.ContainsFunc(l.shares(), func(x ledger.ShareLine) bool { return l.waiting(share{x.Lane, x.Caller}) > 0 })
+}
+
+// waiting is how many sends of a share wait, in all its open queues.
+func (l *line) waiting(s share) int64 {
+	n := l.since[s]
+	for i := range l.counted.Shares {
+		if x := &l.counted.Shares[i]; x.Lane == s.lane && x.Caller == s.caller {
+			for _, q := range x.Queues {
+				n += q.Waiting
+			}
+		}
+	}
+	return max(0, n)
+}
+
+// shares are the shares in which something waits, or was just added.
+func (l *line) shares() []ledger.ShareLine {
+	all := slices.Clone(l.counted.Shares)
+	for s := range l.since {
+		if !slices.ContainsFunc(all, func(x ledger.ShareLine) bool { return x.Lane == s.lane && x.Caller == s.caller }) {
+			all = append(all, ledger.ShareLine{Lane: s.lane, Caller: s.caller})
+		}
+	}
+	return all
+}
+
+// place is a place in line: behind so many sends of a queue. Queue 0 is the caller's loose sends, before -1 their end.
+type place struct {
+	share
+	queue  int64
+	before int64
+}
+
+// backlog is what stands before a place, as package pace reckons with it.
+func (l *line) backlog(p place) pace.Backlog {
+	var q pace.Backlog
+	own := pace.Share{Weight: 1}
+	found := false
+	var others []pace.Share
+	for _, x := range l.shares() {
+		key := share{x.Lane, x.Caller}
+		waiting := int(l.waiting(key))
+		q.Waiting[x.Lane] += waiting
+		switch {
+		case x.Lane != p.lane:
+		case x.Caller == p.caller:
+			found = true
+			own.Tag, own.Weight = pace.Tag(x.Tag.Start), x.Tag.Weight
+			own.Waiting = l.inShare(&x, p)
+		default:
+			others = append(others, pace.Share{Tag: pace.Tag(x.Tag.Start), Weight: x.Tag.Weight, Waiting: waiting, First: x.Caller < p.caller})
+		}
+	}
+	if !found {
+		own.Waiting = int(max(0, p.before))
+	}
+	q.Ahead = pace.Ahead(pace.Tag(l.counted.Virtual[p.lane]), own, others)
+	return q
+}
+
+// inShare is how many of the caller's own sends of the lane go before a place.
+func (l *line) inShare(x *ledger.ShareLine, p place) int {
+	var own pace.Share
+	var others []pace.Share
+	loose := p.queue == 0
+	for _, q := range x.Queues {
+		waiting := int(q.Waiting)
+		if !q.Batch {
+			waiting = max(0, waiting+int(l.since[p.share]))
+		}
+		if q.Queue == p.queue || loose && !q.Batch {
+			own.Tag, own.Waiting, p.queue = pace.Tag(q.Start), waiting, q.Queue
+			continue
+		}
+		others = append(others, pace.Share{Tag: pace.Tag(q.Start), Waiting: waiting, First: q.Queue < p.queue || loose})
+	}
+	if loose && own.Waiting == 0 && p.queue == 0 {
+		own.Waiting = int(max(0, l.since[p.share])) // not counted yet
+	}
+	if p.before >= 0 {
+		own.Waiting = int(p.before)
+	}
+	return pace.Ahead(pace.Tag(x.Virtual), own, others)
+}
 
 // Estimate is how long a new send of the caller would wait in the lane before it leaves, if nobody else came.
 func (d *Dispatcher) Estimate(ctx context.Context, companyID int64, lane ledger.Lane, caller string) (time.Duration, error) {
+	return d.estimate(ctx, companyID, place{share{lane, caller}, 0, -1})
+}
+
+// EstimateAt is the same for a send that has so many of its queue before it.
+func (d *Dispatcher) EstimateAt(ctx context.Context, queue ledger.QueueID, lane ledger.Lane, caller string, before int64) (time.Duration, error) {
+	return d.estimate(ctx, queue.Company, place{share{lane, caller}, queue.Queue, before})
+}
+
+func (d *Dispatcher) estimate(ctx context.Context, companyID int64, p place) (time.Duration, error) {
 	c, ok := d.companies[companyID]
 	if !ok {
 		return 0, nil
 	}
-	backlog, added, err := c.waiting(ctx, d.config.Ledger)
-	if err != nil {
+	if err := d.freshen(ctx, c, lineStale); err != nil {
 		return 0, err
 	}
-	var q pace.Backlog
-	own := pace.Share{Waiting: int(added[lane])}
-	var others []pace.Share
-	for _, b := range backlog.Shares {
-		waiting := 0
-		for _, w := range b.Queues {
-			waiting += int(w.Waiting)
-		}
-		q.Waiting[b.Lane] += waiting
-		switch {
-		case b.Lane != lane:
-		case b.Caller == caller:
-			own.Waiting += waiting
-		default:
-			others = append(others, pace.Share{Waiting: waiting})
-		}
-	}
-	for l, n := range added {
-		q.Waiting[l] += int(n)
-	}
-	q.Ahead = pace.Ahead(0, own, others)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	now := c.nowDB()
-	b := c.budget
-	at := b.Estimate(c.Pace, now, pace.Lane(lane), q)
-	if at == pace.Never {
-		return pace.Never.Sub(now), nil
-	}
-	return max(at.Sub(now), 0), nil
+	return c.startsIn(p), nil
 }
 
-// Added notes that this process has stored a send, so that the next estimate knows of it before the ledger is asked again.
-func (d *Dispatcher) Added(companyID int64, lane ledger.Lane) {
+// startsIn is when a request at a place would start. c.mu is held.
+func (c *company) startsIn(p place) time.Duration {
+	now := c.clock.now()
+	b := c.budget.Clone()
+	at := b.Estimate(c.rule, now, pace.Lane(p.lane), c.line.backlog(p))
+	if at == pace.Never {
+		return forever
+	}
+	return max(at.Sub(now), 0)
+}
+
+// forever is a wait that somebody has to end.
+const forever = 100 * 365 * 24 * time.Hour
+
+// freshen has the line counted: in the background when it is no longer as good as new, and at once when it is older
+// than most.
+func (d *Dispatcher) freshen(ctx context.Context, c *company, most time.Duration) error {
+	c.mu.Lock()
+	age, never, idle := time.Since(c.line.at), c.line.at.IsZero(), c.waits == pace.Lanes{} && c.line.empty()
+	keep := lineKept
+	if idle {
+		keep = lineIdle // what is added meanwhile is known
+	}
+	if !never && age > keep && !c.line.wanted {
+		select {
+		case d.counting <- c:
+			c.line.wanted = true
+		default: // others are counted first
+		}
+	}
+	c.mu.Unlock()
+	if !never && (age <= most || idle && most >= lineStale) {
+		return nil
+	}
+	c.counting.Lock() // so that those who come together count once
+	defer c.counting.Unlock()
+	c.mu.Lock()
+	age = time.Since(c.line.at)
+	c.mu.Unlock()
+	if age <= most {
+		return nil
+	}
+	return d.recount(ctx, c)
+}
+
+func (d *Dispatcher) recount(ctx context.Context, c *company) error {
+	began := time.Now()
+	counted, err := d.config.Ledger.Count(ctx, c.ID)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.line.wanted = false
+	if err != nil {
+		return err
+	}
+	c.line.set(began, counted)
+	return nil
+}
+
+// count counts in the background what waits, one company after the other.
+func (d *Dispatcher) count(ctx context.Context) {
+	for {
+		select {
+		case c := <-d.counting:
+			began := time.Now()
+			_ = d.recount(ctx, c) // who needs it counts for himself
+			select {
+			case <-time.After((countPart - 1) * time.Since(began)):
+			case <-ctx.Done():
+				return
+			}
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// Added notes that this process is about to store sends, so that the next estimate knows of them before they are counted.
+func (d *Dispatcher) Added(companyID int64, lane ledger.Lane, caller string, n int) {
 	if c := d.companies[companyID]; c != nil {
 		c.mu.Lock()
-		c.added[lane]++
-		c.mu.Unlock()
+		defer c.mu.Unlock()
+		c.line.add(time.Now(), share{lane, caller}, int64(n))
 	}
 }
 
-// waiting is what waits for the company: as counted a moment ago, and what this process has added since.
-func (c *company) waiting(ctx context.Context, l *ledger.Ledger) (ledger.Line, [4]int64, error) {
-	c.mu.Lock()
-	backlog, added, age := c.backlog, c.added, time.Since(c.backlogAt)
-	c.mu.Unlock()
-	if age < backlogKept {
-		return backlog, added, nil
+// Waiting is how many sends wait: of the caller in the lane, in the lane, and in all.
+func (d *Dispatcher) Waiting(ctx context.Context, companyID int64, lane ledger.Lane, caller string) (mine, inLane, all int64, err error) {
+	c := d.companies[companyID]
+	if c == nil {
+		return 0, 0, 0, nil
 	}
-	fresh, err := l.Count(ctx, c.ID)
-	if err != nil {
-		return fresh, added, err
+	if err := d.freshen(ctx, c, lineStale); err != nil {
+		return 0, 0, 0, err
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.backlog, c.backlogAt, c.added = fresh, time.Now(), [4]int64{}
-	return fresh, c.added, nil
+	for _, x := range c.line.shares() {
+		n := c.line.waiting(share{x.Lane, x.Caller})
+		for _, q := range x.Queues {
+			n += q.Paused + q.Scheduled
+		}
+		all += n
+		if x.Lane == lane {
+			inLane += n
+			if x.Caller == caller {
+				mine += n
+			}
+		}
+	}
+	return mine, inLane, all, nil
 }
 
-// Status is the company's pacing now, as far as this process has seen it.
-func (d *Dispatcher) Status(companyID int64) pace.Status {
-	return d.companies[companyID].status()
+// maxPromised bounds the promises that are kept of a company.
+const maxPromised = 1024
+
+// Promised notes what the caller of a send was told, for the error of estimates.
+func (d *Dispatcher) Promised(id ledger.ID, wait time.Duration) {
+	c := d.companies[id.Company]
+	if c == nil {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.promised) >= maxPromised {
+		clear(c.promised) // of sends that other replicas sent, or that never left
+	}
+	c.promised[id] = time.Now().Add(wait)
 }
+
+// Trip is how long a request to Jelou takes from its start to its answer, nearly always.
+func (d *Dispatcher) Trip(companyID int64) time.Duration {
+	c := d.companies[companyID]
+	if c == nil {
+		return 0
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	trip := c.status().Trip
+	return trip + trip/2 + tripSlack
+}
+
+const tripSlack = 20 * time.Millisecond

@@ -26,9 +26,9 @@ type read struct {
 }
 
 type grant struct {
-	claim    int64
-	deadline time.Time
-	err      error
+	claim int64
+	start time.Time // the attempt's timeout counts from here
+	err   error
 }
 
 // Read runs f when a read of the company may leave: reads cost the same allowance as sends, and go last. f makes one
@@ -45,13 +45,13 @@ func (d *Dispatcher) Read(ctx context.Context, companyID int64, f func(context.C
 	if !c.addRead(r) {
 		return ErrTooManyReads
 	}
-	d.nudge()
+	d.replan(c)
 	select {
 	case <-ctx.Done():
 		if !c.dropRead(r) {
 			// Its turn came in the same moment, or the process stops: the grant is on its way.
 			if g := <-r.granted; g.err == nil {
-				d.giveBack(ctx, c, g.claim)
+				d.giveBack(ctx, c, g)
 			}
 		}
 		return ctx.Err()
@@ -64,35 +64,42 @@ func (d *Dispatcher) Read(ctx context.Context, companyID int64, f func(context.C
 }
 
 func (d *Dispatcher) runRead(ctx context.Context, c *company, g grant, f func(context.Context) (jelou.Timing, error)) error {
-	ctx, cancel := context.WithDeadline(ctx, g.deadline)
+	ctx, cancel := context.WithDeadline(ctx, g.start.Add(c.AttemptTimeout))
 	defer cancel()
 	timing, err := f(ctx)
 	e, _ := errors.AsType[*jelou.Error](err)
 	if e == nil && err != nil {
 		e = &jelou.Error{Outcome: jelou.Unknown}
 	}
-	reply, evidence := replyOf(&jelou.Result{Timing: timing}, e)
-	d.settleRead(ctx, c, g.claim, func() pace.Reply { return aged(reply, evidence) })
+	d.settleRead(ctx, c, g, func() pace.Reply { return replyOf(&jelou.Result{Timing: timing}, e) })
+	c.landed(time.Now(), g.start, e == nil || e.Outcome != jelou.Unreachable)
+	d.replan(c)
 	return err
 }
 
+// grantRead gives a read its turn. When its caller left meanwhile the slot is given back.
+func (d *Dispatcher) grantRead(work context.Context, c *company, dec *decision, start time.Time) {
+	g := grant{claim: dec.readClaim, start: start}
+	if c.dropRead(dec.read) {
+		dec.read.granted <- g
+		return
+	}
+	d.work.Go(func() { d.giveBack(work, c, g) })
+}
+
 // giveBack frees a slot that nothing left with.
-func (d *Dispatcher) giveBack(ctx context.Context, c *company, claim int64) {
-	d.settleRead(ctx, c, claim, func() pace.Reply { return pace.Reply{Outcome: pace.NeverLeft} })
+func (d *Dispatcher) giveBack(ctx context.Context, c *company, g grant) {
+	d.settleRead(ctx, c, g, func() pace.Reply { return pace.Reply{Outcome: pace.NeverLeft} })
+	c.gaveBack()
+	d.replan(c)
 }
 
 // settleRead settles a read's slot. Where that fails the slot is kept until its lease has ended: late, never early.
-func (d *Dispatcher) settleRead(ctx context.Context, c *company, claim int64, reply func() pace.Reply) {
+func (d *Dispatcher) settleRead(ctx context.Context, c *company, g grant, reply func() pace.Reply) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaseGrace)
 	defer cancel()
-	err := d.config.Ledger.UpdatePace(ctx, c.ID, func(now int64, state []byte) []byte {
-		return c.settlePace(pace.Time(now), state, claim, reply())
-	})
-	if err != nil {
-		d.log.Warn("settle a read", "company", c.Name, "error", err)
-	}
-	c.wakeAt(time.Now())
-	d.nudge()
+	rule := c.currentRule()
+	d.updatePace(ctx, c, func(b *pace.Budget, now pace.Time) bool { return b.Settle(rule, now, g.claim, reply()) })
 }
 
 func (c *company) addRead(r *read) bool {
@@ -102,13 +109,11 @@ func (c *company) addRead(r *read) bool {
 		return false
 	}
 	c.reads = append(c.reads, r)
-	c.due = later(time.Time{}, c.quietUntil)
 	return true
 }
 
+// firstRead is the read whose turn is next. c.mu is held.
 func (c *company) firstRead() *read {
-	c.mu.Lock()
-	defer c.mu.Unlock()
 	if len(c.reads) == 0 {
 		return nil
 	}

@@ -24,9 +24,9 @@ const (
 // knows of no jump.
 func (c *Clock) Jumped(sent, received time.Duration, db Time) bool {
 	low, high := db-micros(received), db-micros(sent)
-	drift := micros(received-c.at) / clockDrift
+	drift := max(0, micros(received-c.at)) / clockDrift // readings may come out of order
 	wasLow, wasHigh, known := c.low-drift, c.high+drift, c.known
-	c.at, c.known = received, true
+	c.at, c.known = max(received, c.at), true
 	c.low, c.high = max(low, wasLow), min(high, wasHigh)
 	if known && c.low <= c.high {
 		return false
@@ -34,3 +34,8 @@ func (c *Clock) Jumped(sent, received time.Duration, db Time) bool {
 	c.low, c.high = low, high
 	return known && (low > wasHigh+micros(clockSlack) || high < wasLow-micros(clockSlack))
 }
+
+// Behind is how far the replica's clock is behind the database's at least; zero
+// before the first look. A replica that acts when its own clock plus this has
+// reached a moment is not too early.
+func (c *Clock) Behind() time.Duration { return span(c.low) }

@@ -128,7 +128,7 @@ func (b *Budget) starts(r rule) []Time {
 // were, or as if its answer came now.
 func (b *Budget) expected(r rule, s *slot) Time {
 	free := s.free(r)
-	if s.claim == 0 {
+	if !s.open() {
 		return free
 	}
 	soon := max(s.taken+b.cycle(r), r.now+r.window+r.margin-r.replyCred)

@@ -111,7 +111,7 @@ type Config struct {
 
 // Validate says which field is out of bounds.
 func (c Config) Validate() error {
-	window := or(c.Window, defaultWindow)
+	window := c.EachWindow()
 	switch {
 	case c.Requests < 0 || c.Requests > MaxRequests:
 		return fmt.Errorf("requests is %d: it must be from 1 to %d", c.Requests, MaxRequests)
@@ -135,6 +135,12 @@ const (
 	defaultLowerFloor = 5
 	defaultMargin     = 5 * time.Millisecond
 )
+
+// InWindow is how many requests Jelou takes in one window.
+func (c Config) InWindow() int { return or(c.Requests, defaultRequests) }
+
+// EachWindow is the window in which Jelou counts.
+func (c Config) EachWindow() time.Duration { return or(c.Window, defaultWindow) }
 
 func or[T comparable](v, otherwise T) T {
 	var zero T
@@ -181,7 +187,8 @@ type slot struct {
 	onAck bool
 	// refused says that the last answer was a 429.
 	refused bool
-	// claim holds the slot until it is settled, or until lease + window.
+	// claim holds the slot until it is settled, or until lease + window. An anchor
+	// after taken is its own evidence, that came before its answer.
 	claim        int64
 	taken, lease Time
 }
@@ -210,10 +217,10 @@ const backward = 100 * time.Millisecond
 
 // enter brings the state up to now and returns the rule in force.
 func (b *Budget) enter(cfg Config, now Time) rule {
-	window := micros(or(cfg.Window, defaultWindow))
+	window := micros(cfg.EachWindow())
 	r := rule{
 		now:        now,
-		allowed:    or(cfg.Requests, defaultRequests),
+		allowed:    cfg.InWindow(),
 		lowerFloor: int64(or(cfg.LowerFloor, defaultLowerFloor)),
 		window:     window,
 		margin:     micros(or(cfg.Margin, defaultMargin)) + b.pause.widened(now),
@@ -246,7 +253,7 @@ func (b *Budget) enter(cfg Config, now Time) rule {
 
 // free is when the slot may be taken again.
 func (s *slot) free(r rule) Time {
-	if s.claim != 0 {
+	if s.open() {
 		return s.lease + r.window + r.margin
 	}
 	credit := r.replyCred
@@ -255,6 +262,9 @@ func (s *slot) free(r rule) Time {
 	}
 	return s.anchor + r.window + r.margin - credit
 }
+
+// open says that nothing was seen yet of the slot's request.
+func (s *slot) open() bool { return s.claim != 0 && s.anchor <= s.taken }
 
 // Turn is a decision: whose turn it is and when.
 type Turn struct {
@@ -351,6 +361,28 @@ func (b *Budget) vacate(r rule) *slot {
 	return &b.slots[0]
 }
 
+// Clone returns a copy that shares nothing with b.
+func (b *Budget) Clone() Budget {
+	c := *b
+	c.slots = slices.Clone(b.slots)
+	return c
+}
+
+// Begun says that the state was stored once. Before that, and only then, a silent
+// window begins with every look.
+func (b *Budget) Begun() bool { return b.seen != 0 }
+
+// Open is how many requests are on their way and nothing was seen of them yet.
+func (b *Budget) Open() int {
+	n := 0
+	for i := range b.slots {
+		if b.slots[i].open() {
+			n++
+		}
+	}
+	return n
+}
+
 // Silence begins a silent window: nothing leaves for one window. It is the answer
 // to a clock that jumped, a database that changed its timeline, and a start at
 // which no replica was alive to know what is still under way.
@@ -399,8 +431,12 @@ func (b *Budget) Status(cfg Config, now Time) Status {
 		}
 	}
 	st.Free = max(0, r.requests-busy)
-	if ends := b.pauseEnds(); ends > now {
-		st.Free, st.Pause, st.PauseUntil = 0, b.pause.why(), ends
+	if b.pause.held || b.pause.probe != probeNone {
+		// Until the probe is answered nobody knows that the pause is over.
+		st.Pause, st.PauseUntil = b.pause.why(), max(now, b.pauseEnds())
+		if st.PauseUntil > now {
+			st.Free = 0
+		}
 	}
 	if b.quiet > now {
 		st.Free = 0

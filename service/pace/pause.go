@@ -8,10 +8,12 @@ const (
 	NotPaused Pause = iota
 	// PausedThrottled: Jelou answered 429.
 	PausedThrottled
-	// PausedRejected: Jelou refuses the company's credential or account.
+	// PausedRejected: Jelou refuses the company's credential.
 	PausedRejected
 	// PausedHeld: a person, or a ledger that cannot be trusted, holds it back.
 	PausedHeld
+	// PausedMisconfigured: Jelou refuses the company's account.
+	PausedMisconfigured
 )
 
 // pause is what a company does after Jelou has refused it as a whole: wait, send
@@ -126,6 +128,8 @@ func (b *Budget) judge(r rule, s *slot, at Time, reply Reply, isProbe bool) {
 		b.throttled(r, s, at, micros(reply.RetryAfter), isProbe)
 	case Rejected:
 		p.stop(at, backoff(rejectedFirst, p.struck(isProbe), rejectedMost), PausedRejected, isProbe)
+	case Misconfigured:
+		p.stop(at, backoff(rejectedFirst, p.struck(isProbe), rejectedMost), PausedMisconfigured, isProbe)
 	case Answered:
 		if isProbe {
 			p.probe, p.reason, p.strikes, p.eased = probeNone, NotPaused, 0, at

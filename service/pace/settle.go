@@ -19,9 +19,11 @@ const (
 	Closed
 	// Throttled: a 429.
 	Throttled
-	// Rejected: Jelou refuses the company's credential or account, so every other
-	// request would be refused too.
+	// Rejected: Jelou refuses the company's credential, so every other request
+	// would be refused too.
 	Rejected
+	// Misconfigured: the same of the company's account.
+	Misconfigured
 )
 
 // Reply is what the claimant saw of a request. It carries durations by the
@@ -49,7 +51,14 @@ func (b *Budget) Settle(cfg Config, now Time, claim int64, reply Reply) bool {
 	r := b.enter(cfg, now)
 	s := b.find(claim)
 	if s == nil {
-		return false
+		if !b.acks(r) || reply.Outcome < Throttled {
+			return false
+		}
+		// Its slot was free before its answer came; what the answer says about the
+		// company is true all the same.
+		b.seen = max(b.seen, now)
+		b.judge(r, &slot{taken: now}, now, reply, false)
+		return true
 	}
 	b.seen = max(b.seen, now)
 	b.learn(&r, reply)
@@ -63,6 +72,20 @@ func (b *Budget) Settle(cfg Config, now Time, claim int64, reply Reply) bool {
 		b.anchor(s, at, reply.Trip, false)
 	}
 	b.judge(r, s, at, reply, b.pause.probe == probeOut && b.pause.claim == claim)
+	return true
+}
+
+// Acked tells of the transport's acknowledgement while the answer is still out.
+// Where that is the evidence, the slot is free one window after it, however long
+// the answer takes. It returns false, and nothing changes, where it is not.
+func (b *Budget) Acked(cfg Config, now Time, claim int64, ago, trip time.Duration) bool {
+	r := b.enter(cfg, now)
+	s := b.find(claim)
+	if s == nil || trip <= 0 || !b.acks(r) {
+		return false
+	}
+	b.seen = max(b.seen, now)
+	s.anchor, s.onAck, s.refused = s.evidence(now, ago, trip), true, false
 	return true
 }
 
