@@ -465,12 +465,12 @@ func (c *claiming) claim(picks []*pick) {
 		if h.lookedAt < c.believe {
 			lookedAt = c.now
 		}
-		c.t.writeOne(`UPDATE queue SET start_tag = $3, head_pos = $4, looked_at = $5, sending = sending + 1 WHERE company = $1 AND id = $2`,
+		c.t.write(`UPDATE queue SET start_tag = $3, head_pos = $4, looked_at = $5, sending = sending + 1 WHERE company = $1 AND id = $2`,
 			s.ID.Company, s.ID.Queue, p.choice.Queue.Start, headPos, lookedAt)
 	}
 	for _, p := range picks {
 		s := p.send
-		c.t.writeOne(`UPDATE share SET start_tag = $4, queue_virtual = $5, served = served + 1 WHERE company = $1 AND lane = $2 AND caller = $3`,
+		c.t.write(`UPDATE share SET start_tag = $4, queue_virtual = $5, served = served + 1 WHERE company = $1 AND lane = $2 AND caller = $3`,
 			s.ID.Company, s.Lane, s.Caller, p.choice.Share.Start, p.choice.Queue.Virtual)
 	}
 	for _, p := range picks {
@@ -480,7 +480,7 @@ func (c *claiming) claim(picks []*pick) {
 			s.ID.Company, s.ID.Queue, s.ID.Pos, s.Claim, c.t.l.replica, s.LeaseUntil)
 		c.t.read(`SELECT body FROM send WHERE company = $1 AND queue = $2 AND pos = $3`,
 			func(scan scanFunc) error { return scan(&s.Body) }, s.ID.Company, s.ID.Queue, s.ID.Pos)
-		c.t.writeOne(`UPDATE company SET claim_no = claim_no + 1, pace = $2, `+virtualColumns[s.Lane]+` = $3 WHERE id = $1`,
+		c.t.write(`UPDATE company SET claim_no = claim_no + 1, pace = $2, `+virtualColumns[s.Lane]+` = $3 WHERE id = $1`,
 			s.ID.Company, p.choice.Pace, p.choice.Share.Virtual)
 	}
 	for _, p := range picks {

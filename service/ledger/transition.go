@@ -327,7 +327,7 @@ func (g *ground) write() error {
 	}
 	for id, c := range g.companies {
 		if c.repaced {
-			g.t.writeOne(`UPDATE company SET pace = $2 WHERE id = $1`, id, c.pace)
+			g.t.write(`UPDATE company SET pace = $2 WHERE id = $1`, id, c.pace)
 		}
 	}
 	if len(g.freed) == 0 {
@@ -368,7 +368,7 @@ func (g *ground) writeQueue(id QueueID, q *queueRow) {
 			state = "closed"
 		}
 	}
-	g.t.writeOne(`UPDATE queue SET next_result = $3, sending = sending + $4, left_scheduled = left_scheduled + $5,
+	g.t.write(`UPDATE queue SET next_result = $3, sending = sending + $4, left_scheduled = left_scheduled + $5,
 			sent = sent + $6, failed = failed + $7, unknown = unknown + $8, cancelled = cancelled + $9, expired = expired + $10,
 			ready = CASE WHEN $11 = 1 THEN 1 ELSE ready END,
 			head_pos = CASE WHEN $12 >= 0 AND head_pos > $12 THEN $12 ELSE head_pos END,
