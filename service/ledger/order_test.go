@@ -126,6 +126,35 @@ func TestOneAtATimePerRecipient(t *testing.T) {
 	})
 }
 
+// The one that waits next is cancelled beside the settle that frees it: the turn goes to the one after it.
+func TestTurnPassesOnWithinOneTransaction(t *testing.T) {
+	eachBackend(t, func(t *testing.T, c Config) {
+		l := mustOpen(t, c)
+		company := mustCompany(t, l, "acme")
+		var ids [3]ID
+		for i := range ids {
+			s := newSend(company, 1)
+			s.Kind = fmt.Sprint(i)
+			ids[i] = mustAdd(t, l, s)[0].Send.ID
+		}
+		first := mustClaim(t, l, company, chooseFirst)
+		if got := mustClaim(t, l, company, chooseFirst); got != nil { // the others are parked now
+			t.Fatalf("claimed %s", got.Kind)
+		}
+		settle := &change{company: company, id: ids[0], apply: func(g *ground, r *record) (bool, error) {
+			return g.settle(r, &Settlement{ID: r.ID, Claim: first.Claim, State: Sent})
+		}}
+		cancel := &change{company: company, id: ids[1], apply: func(g *ground, r *record) (bool, error) {
+			g.finish(r, Cancelled, ReasonCancelled, nil)
+			return true, nil
+		}}
+		if err := l.commitChanges(t.Context(), []*change{settle, cancel}); err != nil {
+			t.Fatal(err)
+		}
+		checkOrder(t, serveAll(t, l, company, 9), "2")
+	})
+}
+
 // A recipient's first send is in a batch that is paused; a later one elsewhere must not wait for the resume.
 func TestPausedQueueHoldsNobodyElse(t *testing.T) {
 	eachBackend(t, func(t *testing.T, c Config) {

@@ -1,0 +1,101 @@
+package ledger
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strconv"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/jelou-facade/jelou-facade/service/ledger/ledgertest"
+)
+
+// A full disk refuses what does not fit, loses nothing that was answered, and when there is room again all goes on.
+func TestDiskFull(t *testing.T) {
+	l := mustOpen(t, Config{Path: filepath.Join(t.TempDir(), "ledger.db"), Replica: "one"})
+	company := mustCompany(t, l, "acme")
+	pages := func(limit string) {
+		t.Helper()
+		w := <-l.write
+		defer func() { l.write <- w }()
+		if _, err := w.conn.ExecContext(t.Context(), "PRAGMA max_page_count = "+limit); err != nil {
+			t.Fatal(err)
+		}
+	}
+	pages("1") // no smaller than the file is: not one page more
+	stored := int64(0)
+	var err error
+	for n := 0; err == nil; n++ {
+		s := newSend(company, n)
+		s.Body = make([]byte, 10_000)
+		if _, err = l.Add(context.Background(), []NewSend{s}); err == nil {
+			stored++
+		}
+	}
+	if !errors.Is(err, ErrUnavailable) {
+		t.Errorf("a full disk: %v", err)
+	}
+	if totals, err := l.Totals(t.Context()); err != nil || totals.Accepted != stored {
+		t.Errorf("%d were answered, stored %+v, %v", stored, totals, err)
+	}
+	pages("4294967294")
+	mustAdd(t, l, newSend(company, -1))
+	if got := len(serveAll(t, l, company, 1000)); int64(got) != stored+1 {
+		t.Errorf("%d were sent, want %d", got, stored+1)
+	}
+}
+
+func TestReadOnlyDatabase(t *testing.T) {
+	eachBackend(t, func(t *testing.T, c Config) {
+		l := mustOpen(t, c)
+		company := mustCompany(t, l, "acme")
+		id := mustAdd(t, l, newSend(company, 1))[0].Send.ID
+		readOnly(t, l, c, true)
+		if _, err := l.Add(context.Background(), []NewSend{newSend(company, 2)}); !errors.Is(err, ErrUnavailable) {
+			t.Errorf("add: %v", err)
+		}
+		checkState(t, l, id, Pending)
+		readOnly(t, l, c, false)
+		mustAdd(t, l, newSend(company, 3))
+	})
+}
+
+// readOnly makes the database refuse to write, or write again.
+func readOnly(t *testing.T, l *Ledger, c Config, on bool) {
+	t.Helper()
+	if l.postgres {
+		conn := mustConnect(t, c.URL+"&default_transaction_read_only=off")
+		mustRun(t, conn, fmt.Sprintf(`DO $$ BEGIN EXECUTE format('ALTER DATABASE %%I SET default_transaction_read_only = %v', current_database()); END $$`, on))
+		l.db.SetMaxIdleConns(0) // new connections take the new setting
+		l.db.SetMaxIdleConns(4)
+		return
+	}
+	w := <-l.write
+	defer func() { l.write <- w }()
+	if _, err := w.conn.ExecContext(t.Context(), "PRAGMA query_only = "+strconv.FormatBool(on)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// What bounds the time for which a frozen replica can hold a company.
+func TestPostgresSessionsAreBounded(t *testing.T) {
+	l := mustOpen(t, Config{URL: ledgertest.Postgres(t), Replica: "one"})
+	want := map[string]string{
+		"idle_in_transaction_session_timeout": "2s", "statement_timeout": "5s", "lock_timeout": "4s", "synchronous_commit": "on",
+		"application_name": "jelou-facade one",
+	}
+	got := map[string]string{}
+	for name := range want {
+		var value string
+		if err := l.db.QueryRowContext(t.Context(), "SHOW "+name).Scan(&value); err != nil {
+			t.Fatal(err)
+		}
+		got[name] = value
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("settings (-want +got):\n%s", diff)
+	}
+}
