@@ -602,7 +602,7 @@ func TestCancelledReadsTheSameBeforeAndAfterTheSweep(t *testing.T) {
 				t.Fatal(err)
 			}
 			for _, s := range sends {
-				out = append(out, fmt.Sprint(s.ID.Pos, s.State))
+				out = append(out, fmt.Sprint(s.ID.Pos, s.State, s.Reason))
 			}
 			return out
 		}
@@ -617,6 +617,34 @@ func TestCancelledReadsTheSameBeforeAndAfterTheSweep(t *testing.T) {
 		}
 		if diff := cmp.Diff(unswept, states()); diff != "" || len(unswept) != 3 {
 			t.Errorf("the items read otherwise: %s", diff)
+		}
+	})
+}
+
+// A send that may have been sent in an attempt before is not called cancelled.
+func TestCancelledBatchKeepsWhatIsUnknown(t *testing.T) {
+	eachBackend(t, func(t *testing.T, c Config) {
+		l := mustOpen(t, c)
+		company := mustCompany(t, l, "acme")
+		b := mustFill(t, l, company, 2)
+		lost := mustClaim(t, l, company, chooseFirst)
+		mustSettle(t, l, Settlement{ID: lost.ID, Claim: lost.Claim, State: Pending, Reason: ReasonUnknown, AfterLease: true})
+		if _, err := l.CancelBatch(t.Context(), b.ID); err != nil {
+			t.Fatal(err)
+		}
+		checkState(t, l, lost.ID, Unknown)
+		if err := l.rewriteCancelled(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if got := checkState(t, l, lost.ID, Unknown); got.Reason != ReasonUnknown || got.ResultNo == 0 {
+			t.Errorf("rewritten as %+v", got)
+		}
+		if got := mustRead(t, l, b.ID); got.Counts.Unknown != 1 || got.Counts.Cancelled != 1 || got.EndedAt == 0 {
+			t.Errorf("ended %+v", got)
+		}
+		// And it is not replayed before its claimant's time is over.
+		if _, c, err := beginReplay(t, l, newReplay(b, Unknown)); err != nil || c.items != 0 || c.wait < 50*time.Second {
+			t.Errorf("replayed %+v, %v", c, err)
 		}
 	})
 }

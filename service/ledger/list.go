@@ -123,8 +123,8 @@ func (l *Ledger) Batches(ctx context.Context, f BatchFilter, after Cursor, limit
 const (
 	sendFits = ` AND s.accepted_at >= $f1 AND s.accepted_at < $f2 AND ($f3 = '' OR s.bot = $f3) AND ($f4 = '' OR s.caller = $f4)
 	AND (CAST($f5 AS BIGINT) = 0 OR s.queue = $f5)
-	AND ($f6 = 0 OR CASE WHEN q.state = 'cancelled' AND s.state IN ('scheduled', 'pending') THEN 'cancelled' ELSE s.state END IN (SELECT value FROM {each}($f7){value}))
-	AND ($f8 = 0 OR s.reason IN (SELECT value FROM {each}($f9){value}))
+	AND ($f6 = 0 OR ` + stateRead + ` IN (SELECT value FROM {each}($f7){value}))
+	AND ($f8 = 0 OR ` + reasonRead + ` IN (SELECT value FROM {each}($f9){value}))
 	AND NOT EXISTS (SELECT 1 FROM {each}($f10){value} WHERE {find}(s.labels, value) = 0)`
 	batchFits = ` AND q.created_at >= $f1 AND q.created_at < $f2 AND ($f3 = '' OR q.bot = $f3) AND ($f4 = '' OR q.caller = $f4)
 	AND ($f5 = 0 OR CASE q.state WHEN 'cancelled' THEN 'cancelled' WHEN 'closed' THEN 'completed'

@@ -18,18 +18,20 @@ type record struct {
 
 func (r *record) queueID() QueueID { return QueueID{r.ID.Company, r.ID.Queue} }
 
-// blocks reports whether the send keeps others to its recipient from being sent.
-func (r *record) blocks() bool {
-	return r.Recipient != "" && (r.raw == Sending || r.Parked == Backoff)
-}
+// stateRead and reasonRead are how a send reads: what waits in a cancelled queue reads at once as it is rewritten later.
+const (
+	stateRead = `CASE WHEN q.state = 'cancelled' AND s.state IN ('scheduled', 'pending')
+		THEN CASE WHEN s.reason = '` + ReasonUnknown + `' THEN 'unknown' ELSE 'cancelled' END ELSE s.state END`
+	reasonRead = `CASE WHEN q.state = 'cancelled' AND s.state IN ('scheduled', 'pending') AND s.reason <> '` + ReasonUnknown + `'
+		THEN '` + ReasonCancelled + `' ELSE s.reason END`
+)
 
-// recordColumns need the send as s and its queue as q. What waits in a cancelled queue reads as cancelled at once and
-// is rewritten later.
+// recordColumns need the send as s and its queue as q.
 const recordColumns = `s.company, s.queue, s.pos, s.lane, s.caller, q.batch, s.bot, s.recipient, s.kind, s.labels,
 	COALESCE(s.request_id, ''), s.hash, s.hash_version, s.state,
-	CASE WHEN q.state = 'cancelled' AND s.state IN ('scheduled', 'pending') THEN 'cancelled' ELSE s.state END,
+	` + stateRead + `,
 	s.parked, s.attempt, COALESCE(s.claim, 0), COALESCE(s.claimant, ''), s.on_unknown, COALESCE(s.owner, ''), s.resolved,
-	s.reason, s.result, COALESCE(s.result_no, 0), COALESCE(s.replay_queue, 0), COALESCE(s.replay_pos, 0),
+	` + reasonRead + `, s.result, COALESCE(s.result_no, 0), COALESCE(s.replay_queue, 0), COALESCE(s.replay_pos, 0),
 	s.accepted_at, COALESCE(s.due_at, 0), COALESCE(s.expire_at, 0), COALESCE(s.lease_until, 0), COALESCE(s.sent_at, 0),
 	COALESCE(s.settled_at, CASE WHEN s.state IN ('scheduled', 'pending') THEN q.cancelled_at END, 0)`
 

@@ -23,6 +23,19 @@ func mustReplay(t check, l *Ledger, r NewReplay) Batch {
 	return b
 }
 
+// beginReplay makes the first chunk of a replay, as a maker does that is gone after it.
+func beginReplay(t check, l *Ledger, r NewReplay) (QueueID, replayed, error) {
+	t.Helper()
+	id := QueueID{r.Company, newQueueID()}
+	var c replayed
+	err := l.transact(t.Context(), func(t *tx) error {
+		var err error
+		_, c, err = t.beginReplay(id, &r)
+		return err
+	})
+	return id, c, err
+}
+
 // mustSpoil makes a batch of n items whose outcomes go round: failed, unknown, expired, sent.
 func mustSpoil(t check, l *Ledger, company int64, n int) Batch {
 	t.Helper()
@@ -135,13 +148,7 @@ func TestReplayWaitsForTheLease(t *testing.T) {
 		}
 		mustExec(t, l, `UPDATE send SET late_until = 1 WHERE pos = 1`)
 		r := newReplay(source, Unknown)
-		id := QueueID{company, newQueueID()}
-		var c1 replayed
-		err := l.transact(t.Context(), func(t *tx) error {
-			var err error
-			_, c1, err = t.beginReplay(id, &r)
-			return err
-		})
+		id, c1, err := beginReplay(t, l, r)
 		if err != nil || c1.items != 1 || c1.complete || c1.wait < 50*time.Second {
 			t.Fatalf("before the leases' end: %+v, %v", c1, err)
 		}
@@ -216,11 +223,7 @@ func TestReplayIsCompletedAfterACrash(t *testing.T) {
 		source := mustSpoil(t, l, company, 1500)
 		r := newReplay(source, Failed, Unknown, Expired)
 		r.RequestID = "again"
-		id := QueueID{company, newQueueID()}
-		err := l.transact(t.Context(), func(t *tx) error {
-			_, _, err := t.beginReplay(id, &r)
-			return err
-		})
+		id, _, err := beginReplay(t, l, r)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -258,11 +261,7 @@ func TestReplayGoesOnUnderItsRequestID(t *testing.T) {
 		source := mustSpoil(t, l, company, 1500)
 		r := newReplay(source, Failed)
 		r.RequestID = "again"
-		id := QueueID{company, newQueueID()}
-		err := l.transact(t.Context(), func(t *tx) error {
-			_, _, err := t.beginReplay(id, &r)
-			return err
-		})
+		id, _, err := beginReplay(t, l, r)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -278,11 +277,7 @@ func TestCancelledReplayGrowsNoMore(t *testing.T) {
 		company := mustCompany(t, l, "acme")
 		source := mustSpoil(t, l, company, 1500)
 		r := newReplay(source, Failed)
-		id := QueueID{company, newQueueID()}
-		err := l.transact(t.Context(), func(t *tx) error {
-			_, _, err := t.beginReplay(id, &r)
-			return err
-		})
+		id, _, err := beginReplay(t, l, r)
 		if err != nil {
 			t.Fatal(err)
 		}

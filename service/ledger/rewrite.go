@@ -68,13 +68,16 @@ func (g *ground) rewrite(id QueueID, after, last int64, w rewriting, frees bool)
 	}
 	g.lockQueues([]QueueID{id})
 	g.t.read(`SELECT {now}`, func(scan scanFunc) error { return scan(&g.now) })
-	n, scheduled := int64(0), int64(0)
-	g.t.read(`SELECT pos, lane, state, parked, bot, recipient`+rewritten+` ORDER BY pos`, func(scan scanFunc) error {
+	n, lost, scheduled := int64(0), int64(0), int64(0)
+	g.t.read(`SELECT pos, lane, state, parked, bot, recipient, reason`+rewritten+` ORDER BY pos`, func(scan scanFunc) error {
 		r := record{Send: Send{ID: ID{Company: id.Company, Queue: id.Queue}}}
-		if err := scan(&r.ID.Pos, &r.Lane, &r.raw, &r.Parked, &r.Bot, &r.Recipient); err != nil {
+		if err := scan(&r.ID.Pos, &r.Lane, &r.raw, &r.Parked, &r.Bot, &r.Recipient, &r.Reason); err != nil {
 			return err
 		}
 		n++
+		if r.Reason == ReasonUnknown {
+			lost++
+		}
 		if r.raw == Scheduled {
 			scheduled++
 		}
@@ -97,7 +100,8 @@ func (g *ground) rewrite(id QueueID, after, last int64, w rewriting, frees bool)
 			return err
 		}
 		q.nextResult, q.done = q.nextResult+n, q.done+n
-		q.results[w.to] += n
+		q.results[w.to] += n - lost
+		q.results[Unknown] += lost
 		q.leftScheduled += scheduled
 	}
 	if err := g.write(); err != nil {
@@ -110,14 +114,16 @@ func (g *ground) rewrite(id QueueID, after, last int64, w rewriting, frees bool)
 	return nil
 }
 
-// numberRewritten queues the writing of the rows, numbered in the order of their positions. What becomes unknown without
-// ever having been claimed, as far as this ledger knows, has the claim number 0, which is nobody's.
+// numberRewritten queues the writing of the rows, numbered in the order of their positions. One that was given back after
+// an attempt of which nobody knows becomes unknown, as it does one by one. What becomes unknown without ever having
+// been claimed, as far as this ledger knows, has the claim number 0, which is nobody's.
 func (g *ground) numberRewritten(id QueueID, after, last int64, w rewriting, nextResult int64) {
-	g.t.write(`UPDATE send SET state = $6, reason = $7, settled_at = $8, result_no = $9 + n, parked = 0,
+	g.t.write(`UPDATE send SET state = CASE WHEN reason = $11 THEN 'unknown' ELSE $6 END, reason = CASE WHEN reason = $11 THEN $11 ELSE $7 END,
+			settled_at = $8, result_no = $9 + n, parked = 0, late_until = CASE WHEN parked = 2 THEN due_at ELSE late_until END,
 			claim = CASE WHEN $10 = 1 THEN COALESCE(claim, 0) ELSE claim END
 		FROM (SELECT pos AS place, row_number() OVER (ORDER BY pos) - 1 AS n`+rewritten+`) w
 		WHERE send.company = $1 AND send.queue = $2 AND send.pos = w.place`,
-		id.Company, id.Queue, after, last, w.before, string(w.to), w.reason, g.now, nextResult, oneIf(w.to == Unknown))
+		id.Company, id.Queue, after, last, w.before, string(w.to), w.reason, g.now, nextResult, oneIf(w.to == Unknown), ReasonUnknown)
 }
 
 // rewriteCancelled gives their results to what waits in cancelled batches.

@@ -168,6 +168,9 @@ func (g *ground) finish(r *record, to State, reason string, result []byte) {
 	}
 	if to == Unknown {
 		r.lateUntil = r.LeaseUntil // its claimant may still have evidence, until then and no longer
+		if r.raw == Pending && r.Parked == Backoff {
+			r.lateUntil = r.DueAt // given back until the lease's end at least
+		}
 	}
 	g.enter(r, to)
 	q.results[to]++
