@@ -16,35 +16,98 @@ import (
 	"github.com/jelou-facade/jelou-facade/service/pace"
 )
 
-// admit refuses a send that could not leave in time, or that finds too many before it. A send that is there already is
-// never refused: deduplication comes first.
-func (s *core) admit(ctx context.Context, n ledger.NewSend, within time.Duration) error {
+// admit refuses a send that could not leave in time, or that finds too many before it, and otherwise says how long it will
+// wait. A send that is there already is never refused: deduplication comes first. Nothing is locked for it, so the bounds
+// are soft by the adds in flight.
+func (s *core) admit(ctx context.Context, n ledger.NewSend, within time.Duration) (time.Duration, error) {
 	wait, err := s.dispatch.Estimate(ctx, n.Company, n.Lane, n.Caller)
+	if err != nil {
+		return 0, err
+	}
+	refused := s.missesDeadline(n, wait, within)
+	if refused == nil {
+		if refused, err = s.queueFull(ctx, n, 1); err != nil {
+			return 0, err
+		}
+	}
+	if refused != nil {
+		if known, err := s.known(ctx, n); known || err != nil {
+			return 0, err
+		}
+		return 0, refused
+	}
+	s.dispatch.Added(n.Company, n.Lane, n.Caller, 1)
+	return wait, nil
+}
+
+// admitItems is admit for items of one batch, which wait as long as it takes.
+func (s *core) admitItems(ctx context.Context, items []ledger.NewSend) error {
+	n := items[0]
+	refused, err := s.queueFull(ctx, n, int64(len(items)))
 	if err != nil {
 		return err
 	}
-	if n.DueAt == 0 && wait > within {
-		if known, err := s.known(ctx, n); known || err != nil {
-			return err
-		}
-		f := newFault(facadev1.ErrorReason_WOULD_MISS_DEADLINE, "the send's turn would come in about %s, after the call's deadline or its expire_time; nothing was stored", wait.Round(100*time.Millisecond))
-		f.retryAfter = max(wait-within, time.Second)
-		return f
+	if refused != nil {
+		return refused
 	}
-	s.dispatch.Added(n.Company, n.Lane, n.Caller, 1)
+	s.dispatch.Added(n.Company, n.Lane, n.Caller, len(items))
 	return nil
 }
 
-// known reports whether the ledger has a send with this request_id.
+func (s *core) missesDeadline(n ledger.NewSend, wait, within time.Duration) *fault {
+	if n.DueAt != 0 || wait <= within {
+		return nil
+	}
+	if wait > maxAhead {
+		return newFault(facadev1.ErrorReason_WOULD_MISS_DEADLINE, "the company is held and nobody can say when it sends again; nothing was stored")
+	}
+	f := newFault(facadev1.ErrorReason_WOULD_MISS_DEADLINE, "the send's turn would come in about %s, too late for the call's deadline or its expire_time; nothing was stored", wait.Round(100*time.Millisecond))
+	f.retryAfter = max(wait-within, minRetryAfter)
+	return f.with("expected_wait", wait.Round(time.Millisecond).String())
+}
+
+// minRetryAfter keeps refused callers from coming back at once.
+const minRetryAfter = 200 * time.Millisecond
+
+// queueFull says when more sends may be stored, where too many wait already.
+func (s *core) queueFull(ctx context.Context, n ledger.NewSend, more int64) (*fault, error) {
+	mine, inLane, all, err := s.dispatch.Waiting(ctx, n.Company, n.Lane, n.Caller)
+	if err != nil {
+		return nil, err
+	}
+	for _, b := range []struct {
+		of             string
+		waiting, bound int64
+	}{{"of this caller in the lane", mine, s.bounds.Caller}, {"in the lane", inLane, s.bounds.Lane}, {"of the company", all, s.bounds.Company}} {
+		over := b.waiting + more - b.bound
+		if b.bound == 0 || over <= 0 {
+			continue
+		}
+		f := newFault(facadev1.ErrorReason_QUEUE_FULL, "%d sends %s wait, and %d may; nothing was stored", b.waiting, b.of, b.bound)
+		f.retryAfter = min(max(s.dispatch.Drains(n.Company, over), minRetryAfter), maxRetryAfter)
+		return f, nil
+	}
+	return nil, nil
+}
+
+// maxRetryAfter is for who waits behind a very long line: it may be cancelled, too.
+const maxRetryAfter = 10 * time.Minute
+
+// known reports whether the ledger has a send with this request_id. One that expired begins again, like a new one.
 func (s *core) known(ctx context.Context, n ledger.NewSend) (bool, error) {
 	if n.RequestID == "" {
 		return false, nil
 	}
-	_, err := s.ledger.FindByRequestID(ctx, n.Company, n.Caller, n.RequestID)
+	row, err := s.ledger.FindByRequestID(ctx, n.Company, n.Caller, n.RequestID)
 	if errors.Is(err, ledger.ErrNotFound) {
 		return false, nil
 	}
-	return err == nil, err
+	return err == nil && row.State != ledger.Expired, err
+}
+
+// startWithin is how soon a send has to leave whose caller waits for so long: what leaves later is answered to nobody.
+func (s *core) startWithin(companyID int64, wait time.Duration) time.Duration {
+	return wait - min(s.dispatch.Trip(companyID), wait/2)
 }
 
 // estimate is when a send that waits will leave, as far as one can say.
@@ -55,9 +118,29 @@ func (s *core) estimate(ctx context.Context, row ledger.Send) *timestamppb.Times
 	if row.State != ledger.Pending {
 		return nil
 	}
-	wait, err := s.dispatch.Estimate(ctx, row.ID.Company, row.Lane, row.Caller)
-	if err != nil || wait > maxAhead {
+	before, err := s.ledger.Before(ctx, row)
+	if err != nil {
 		return nil
+	}
+	at := s.estimateAt(ctx, ledger.QueueID{Company: row.ID.Company, Queue: row.ID.Queue}, row.Lane, row.Caller, before)
+	if due := timestamp(row.DueAt); row.Parked == ledger.Backoff && at != nil && at.AsTime().Before(due.AsTime()) {
+		return due
+	}
+	return at
+}
+
+// estimateBatch is when the last item that waits will leave.
+func (s *core) estimateBatch(ctx context.Context, b ledger.Batch) *timestamppb.Timestamp {
+	if b.Counts.Pending == 0 || b.Paused {
+		return nil
+	}
+	return s.estimateAt(ctx, b.ID, b.Lane, b.Caller, b.Counts.Pending-1)
+}
+
+func (s *core) estimateAt(ctx context.Context, queue ledger.QueueID, lane ledger.Lane, caller string, before int64) *timestamppb.Timestamp {
+	wait, err := s.dispatch.EstimateAt(ctx, queue, lane, caller, before)
+	if err != nil || wait > maxAhead {
+		return nil // nobody can say
 	}
 	return timestamp(time.Now().Add(wait).UnixMicro())
 }

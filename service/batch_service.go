@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	facadev1 "github.com/jelou-facade/jelou-facade/gen/jelou/facade/v1"
 	"github.com/jelou-facade/jelou-facade/service/ledger"
@@ -45,8 +44,8 @@ func (s *batchServer) CreateBatch(ctx context.Context, r *facadev1.CreateBatchRe
 	if r.ValidateOnly {
 		return &facadev1.CreateBatchResponse{}, nil
 	}
-	if s.drains() {
-		return nil, newFault(facadev1.ErrorReason_DRAINING, "the server stops; nothing was stored")
+	if err := s.accepts(ctx); err != nil {
+		return nil, err
 	}
 	b, _, err := s.ledger.CreateBatch(ctx, new)
 	if err != nil {
@@ -153,6 +152,9 @@ func within(err error, path string) error {
 
 // addItems stores items.
 func (s *core) addItems(ctx context.Context, sends []ledger.NewSend) error {
+	if err := s.admitItems(ctx, sends); err != nil {
+		return err
+	}
 	added, err := s.ledger.Add(ctx, sends)
 	if err != nil {
 		return err
@@ -306,18 +308,6 @@ func (s *core) toBatch(ctx context.Context, b ledger.Batch) *facadev1.Batch {
 		batch.SourceBatchId = b.Source.String()
 	}
 	return batch
-}
-
-// estimateBatch is when the last item that waits will leave.
-func (s *core) estimateBatch(ctx context.Context, b ledger.Batch) *timestamppb.Timestamp {
-	if b.Counts.Pending == 0 || b.Paused {
-		return nil
-	}
-	wait, err := s.dispatch.Estimate(ctx, b.ID.Company, b.Lane, b.Caller)
-	if err != nil || wait > maxAhead {
-		return nil
-	}
-	return timestamp(time.Now().Add(wait).UnixMicro())
 }
 
 // A cursor is a result's number with a check of its batch.

@@ -228,8 +228,8 @@ func (s *batchServer) openUpload(ctx context.Context, open *facadev1.StreamBatch
 		if err != nil {
 			return nil, 0, err
 		}
-		if s.drains() {
-			return nil, 0, newFault(facadev1.ErrorReason_DRAINING, "the server stops; nothing was stored")
+		if err := s.accepts(ctx); err != nil {
+			return nil, 0, err
 		}
 		b, _, err := s.ledger.CreateBatch(ctx, new)
 		if err != nil {

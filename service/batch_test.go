@@ -279,7 +279,7 @@ func watch(f *facade, tr transport, batchID, after string) (results []*facadev1.
 	f.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
-	next := func() (*facadev1.WatchBatchResponse, error) { return nil, io.EOF }
+	var next func() (*facadev1.WatchBatchResponse, error)
 	if tr.name == "gRPC" {
 		stream, err := facadev1.NewBatchServiceClient(f.conn).WatchBatch(ctx, &facadev1.WatchBatchRequest{BatchId: batchID, AfterCursor: after})
 		f.must(err)

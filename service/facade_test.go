@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -56,6 +55,7 @@ type setup struct {
 	baseURL string // of Jelou, instead of the simulator
 	secret  string
 	pace    pace.Config
+	ledger  ledger.Config // Path is a new one unless it is given
 }
 
 // newFacade starts everything; the end of the test stops it and checks what must hold after every scenario.
@@ -77,7 +77,11 @@ func newFacade(t *testing.T, change func(*setup)) *facade {
 	f.stop = stop
 	var err error
 	log := slog.New(slog.NewJSONHandler(f.logs, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	f.ledger, err = ledger.Open(ctx, ledger.Config{Path: filepath.Join(t.TempDir(), "ledger.db"), Replica: t.Name(), Logger: log})
+	if s.ledger == (ledger.Config{}) {
+		s.ledger.Path = filepath.Join(t.TempDir(), "ledger.db")
+	}
+	s.ledger.Replica, s.ledger.Logger = t.Name(), log
+	f.ledger, err = ledger.Open(ctx, s.ledger)
 	f.must(err)
 	client, err := jelou.New(jelou.Config{BaseURL: s.baseURL, AttemptTimeout: 2 * time.Second, Credential: func() (string, string, error) { return "sandbox", s.secret, nil }})
 	f.must(err)
@@ -300,15 +304,4 @@ func (f *facade) sendText(tr transport, r *facadev1.SendMessageRequest) (*facade
 	response := &facadev1.SendMessageResponse{}
 	h, err := tr.call(ctx, f, "MessageService/SendMessage", r, response)
 	return response.Send, h, err
-}
-
-// freeAddress is a loopback address that nobody listens on.
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }

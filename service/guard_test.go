@@ -20,6 +20,7 @@ import (
 
 	facadev1 "github.com/jelou-facade/jelou-facade/gen/jelou/facade/v1"
 	"github.com/jelou-facade/jelou-facade/service/jelou"
+	"github.com/jelou-facade/jelou-facade/service/ledger"
 )
 
 // serverStream lets a method set headers without a transport.
@@ -51,6 +52,25 @@ func TestPanic(t *testing.T) {
 	}
 	if !strings.Contains(logs.String(), "guard_test.go") {
 		t.Errorf("the log has no stack: %s", logs.String())
+	}
+}
+
+// TestFaults: what methods return is told by its row of the table.
+func TestFaults(t *testing.T) {
+	for err, reason := range map[error]string{
+		ledger.ErrCursorExpired:                           "CURSOR_EXPIRED",
+		ledger.ErrUnavailable:                             "LEDGER_UNAVAILABLE",
+		ledger.ErrNothingToReplay:                         "NOTHING_TO_REPLAY",
+		status.Error(codes.Unimplemented, "not there"):    "NOT_BUILT_YET",
+		context.DeadlineExceeded:                          "EXPIRED",
+		haltFault(ledger.Halt{Held: true}):                "LEDGER_HELD",
+		haltFault(ledger.Halt{Held: true, Rewound: true}): "LEDGER_REWOUND",
+		errors.New("anything"):                            "INTERNAL",
+	} {
+		st := toStatus(fmt.Errorf("somewhere: %w", err))
+		if got := errorInfo(st).GetReason(); got != reason || st.Code() != meanings[facadev1.ErrorReason(facadev1.ErrorReason_value[reason])].code {
+			t.Errorf("%v is told as %s %s, want %s", err, st.Code(), got, reason)
+		}
 	}
 }
 

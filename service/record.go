@@ -27,7 +27,7 @@ func jelouFault(e *jelou.Error) *fault {
 		f.fields = append(f.fields, &errdetails.BadRequest_FieldViolation{Field: v.Field, Description: v.Description})
 	}
 	if e.Status != 0 {
-		f.with("jelou_status", fmt.Sprint(e.Status))
+		f = f.with("jelou_status", fmt.Sprint(e.Status))
 	}
 	if e.Reason == facadev1.ErrorReason_UPSTREAM_REFUSED {
 		f.code = canonicalCode(e.Status)

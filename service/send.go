@@ -196,10 +196,11 @@ func (s *core) queueOne(ctx context.Context, n ledger.NewSend) (*facadev1.Send, 
 		}
 		n.ExpireAt = start.Add(queuedExpiry).UnixMicro()
 	}
-	if err := s.admit(ctx, n, time.Until(time.UnixMicro(n.ExpireAt))); err != nil {
+	expected, err := s.admit(ctx, n, time.Until(time.UnixMicro(n.ExpireAt)))
+	if err != nil {
 		return nil, err
 	}
-	row, err := s.add(ctx, n)
+	row, err := s.add(ctx, n, expected)
 	if err != nil {
 		return nil, err
 	}
@@ -214,11 +215,13 @@ func (s *core) waitForOne(ctx context.Context, n ledger.NewSend, o *facadev1.Sen
 		return nil, invalidField("options.schedule_time", "needs mode QUEUE: nobody waits that long for an answer")
 	}
 	wait := waitOf(ctx, n.RequestID != "")
-	n.ExpireIn, n.OwnerBound = wait, n.RequestID == ""
+	n.ExpireIn, n.OwnerBound = s.startWithin(n.Company, wait), n.RequestID == ""
+	wait = n.ExpireIn
 	if o.GetExpireTime() != nil {
 		wait = min(wait, time.Until(o.GetExpireTime().AsTime()))
 	}
-	if err := s.admit(ctx, n, wait); err != nil {
+	expected, err := s.admit(ctx, n, wait)
+	if err != nil {
 		return nil, err
 	}
 	waiting, stop := context.WithTimeout(ctx, waitOf(ctx, n.RequestID != ""))
@@ -233,7 +236,7 @@ func (s *core) waitForOne(ctx context.Context, n ledger.NewSend, o *facadev1.Sen
 		}
 	}()
 	for {
-		row, err := s.add(ctx, n)
+		row, err := s.add(ctx, n, expected)
 		if err != nil {
 			return nil, err
 		}
@@ -267,10 +270,10 @@ func waitOf(ctx context.Context, hasID bool) time.Duration {
 	return min(bound, left-min(left/10, 50*time.Millisecond))
 }
 
-// add stores one send, or finds the one that it repeats.
-func (s *core) add(ctx context.Context, n ledger.NewSend) (ledger.Send, error) {
-	if s.drains() {
-		return ledger.Send{}, newFault(facadev1.ErrorReason_DRAINING, "the server stops; nothing was sent")
+// add stores one send, which is expected to wait for so long, or finds the one that it repeats.
+func (s *core) add(ctx context.Context, n ledger.NewSend, expected time.Duration) (ledger.Send, error) {
+	if err := s.accepts(ctx); err != nil {
+		return ledger.Send{}, err
 	}
 	added, err := s.ledger.Add(ctx, []ledger.NewSend{n})
 	switch {
@@ -283,6 +286,11 @@ func (s *core) add(ctx context.Context, n ledger.NewSend) (ledger.Send, error) {
 		return ledger.Send{}, added[0].Err
 	}
 	note(ctx, slog.String("send_id", added[0].Send.ID.String()), slog.Bool("joined", added[0].Joined))
+	if added[0].Joined {
+		s.dispatch.Check().Joined()
+	} else {
+		s.dispatch.Promised(added[0].Send.ID, expected)
+	}
 	return added[0].Send, nil
 }
 

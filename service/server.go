@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"sync"
 	"time"
 
 	"buf.build/go/protovalidate"
@@ -70,6 +71,7 @@ type core struct {
 	// validator holds batch items to their rules one by one.
 	validator protovalidate.Validator
 	stopping  chan struct{} // closed when the server begins to stop
+	halt      lastHalt
 }
 
 // Server listens from New on and serves in Run.
@@ -231,6 +233,53 @@ func (s *core) drains() bool {
 	default:
 		return false
 	}
+}
+
+// accepts reports whether sends can be accepted now: a server that stops, or a ledger that a person must look at first,
+// would only keep them.
+func (s *core) accepts(ctx context.Context) error {
+	if s.drains() {
+		return newFault(facadev1.ErrorReason_DRAINING, "the server stops; nothing was stored")
+	}
+	halt, err := s.halt.read(ctx, s.ledger)
+	if err != nil {
+		return err
+	}
+	if halt.Held {
+		return haltFault(halt)
+	}
+	return nil
+}
+
+// haltKept is how long a look at whether the ledger is held is good for. Claims look every time.
+const haltKept = 500 * time.Millisecond
+
+// lastHalt is the last look.
+type lastHalt struct {
+	mu   sync.Mutex
+	halt ledger.Halt
+	at   time.Time
+}
+
+func (l *lastHalt) read(ctx context.Context, from *ledger.Ledger) (ledger.Halt, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if time.Since(l.at) < haltKept {
+		return l.halt, nil
+	}
+	halt, err := from.Halt(ctx)
+	if err == nil {
+		l.halt, l.at = halt, time.Now()
+	}
+	return halt, err
+}
+
+// haltFault is why a ledger gives nothing out.
+func haltFault(h ledger.Halt) *fault {
+	if h.Rewound {
+		return newFault(facadev1.ErrorReason_LEDGER_REWOUND, "the ledger went back in time, and what it calls unsent may have been sent; an operator must release it: jelou-facade ledger release")
+	}
+	return newFault(facadev1.ErrorReason_LEDGER_HELD, "the ledger is another database than before, and what it calls unsent may have been sent; an operator must release it: jelou-facade ledger release")
 }
 
 // companies are the ids of all companies of this server.

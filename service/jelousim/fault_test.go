@@ -192,7 +192,8 @@ func TestClientThatLeaves(t *testing.T) {
 			ctx, leave := context.WithTimeout(t.Context(), 10*time.Millisecond)
 			func() {
 				defer func() {
-					if cut := recover(); (cut == http.ErrAbortHandler) != (tc.faults != nil) {
+					cut, _ := recover().(error)
+					if errors.Is(cut, http.ErrAbortHandler) != (tc.faults != nil) {
 						t.Errorf("the handler ended with %v", cut)
 					}
 				}()

@@ -161,7 +161,7 @@ func TestSameSeedSameIDs(t *testing.T) {
 		t.Errorf("with one seed got %s and %s", a.body, b.body)
 	}
 	cfg.Seed = 0
-	if New(cfg).Seed() == New(cfg).Seed() {
+	if one, other := New(cfg).Seed(), New(cfg).Seed(); one == other {
 		t.Error("two servers without a seed drew the same one")
 	}
 }

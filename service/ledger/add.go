@@ -105,21 +105,21 @@ type adding struct {
 
 // addingQueue is a queue that sends are added to.
 type addingQueue struct {
-	found              bool
-	lane               Lane
-	caller             string
-	batch              bool
-	state              string
-	ready              bool
-	itemCount          int64
-	sealed             bool
-	uploader           int64
-	added, scheduled   int64
-	pending            bool
-	weight, nextResult int64
-	last               int64            // of a batch: the number of the last item, stored or about to be
-	here               map[int64][]byte // of the items about to be stored: their hashes
-	results            map[State]int64  // of those that are stored with their result
+	found            bool
+	lane             Lane
+	caller           string
+	batch            bool
+	state            string
+	ready            bool
+	itemCount        int64
+	sealed           bool
+	uploader         int64
+	added, scheduled int64
+	pending          bool
+	nextResult       int64
+	last             int64            // of a batch: the number of the last item, stored or about to be
+	here             map[int64][]byte // of the items about to be stored: their hashes
+	results          map[State]int64  // of those that are stored with their result
 }
 
 // next is the number that the batch's next item must have.

@@ -325,13 +325,11 @@ func Open(ctx context.Context, c Config) (*Ledger, error) {
 	}
 	l.stripe = int64(crc32.ChecksumIEEE([]byte(c.Replica)) % l.dialect.stripes)
 	if err := open(ctx, c); err != nil {
-		l.closeDatabase()
-		return nil, l.classify(ctx, err)
+		return nil, errors.Join(l.classify(ctx, err), l.closeDatabase())
 	}
 	for _, step := range []func(context.Context) error{l.moveIn, l.checkRewound, l.renew} {
 		if err := step(ctx); err != nil {
-			l.closeDatabase()
-			return nil, err
+			return nil, errors.Join(err, l.closeDatabase())
 		}
 	}
 	l.start()

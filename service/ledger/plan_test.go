@@ -98,5 +98,8 @@ func explain(t *testing.T, l *Ledger, query string, args []any) string {
 		}
 		fmt.Fprintln(&plan, line)
 	}
+	if err := rows.Err(); err != nil {
+		t.Fatal(err)
+	}
 	return plan.String()
 }

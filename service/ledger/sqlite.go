@@ -30,7 +30,7 @@ func lockFile(path string) (*os.File, error) {
 		return nil, fmt.Errorf("%w: %s is held by %s; stop it, or give this process another path", ErrLocked, path, strings.TrimSpace(string(holder)))
 	}
 	text := fmt.Sprintf("%s (pid %d)\n", filepath.Base(os.Args[0]), os.Getpid())
-	if err := f.Truncate(0); err == nil {
+	if err = f.Truncate(0); err == nil {
 		_, err = f.WriteAt([]byte(text), 0)
 	}
 	if err != nil {

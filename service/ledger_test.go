@@ -1,0 +1,137 @@
+package service_test
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	_ "github.com/jackc/pgx/v5/stdlib" // the driver pgx
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	facadev1 "github.com/jelou-facade/jelou-facade/gen/jelou/facade/v1"
+	"github.com/jelou-facade/jelou-facade/service/ledger"
+	"github.com/jelou-facade/jelou-facade/service/ledger/ledgertest"
+)
+
+// TestLedgerHeld: a ledger that is a copy of another one sends nothing until a person has decided.
+func TestLedgerHeld(t *testing.T) {
+	onEach(t, func(t *testing.T, tr transport) {
+		folder := t.TempDir()
+		original, restored := filepath.Join(folder, "ledger.db"), filepath.Join(folder, "restored.db")
+		ctx := context.Background()
+		l, err := ledger.Open(ctx, ledger.Config{Path: original, Replica: "before"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		company, err := l.Company(ctx, "sandbox")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := l.Add(ctx, []ledger.NewSend{{Company: company, Lane: ledger.Normal, Caller: "anonymous", Bot: "demo", Recipient: openUser, Kind: "text"}}); err != nil {
+			t.Fatal(err)
+		}
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+		for _, part := range []string{"", "-wal"} {
+			data, err := os.ReadFile(original + part)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(restored+part, data, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		f := newFacade(t, func(s *setup) { s.ledger.Path = restored })
+		_, _, err = f.sendText(tr, textTo(openUser, "detenido"))
+		if status.Code(err) != codes.Unavailable || reasonOf(err) != "LEDGER_HELD" {
+			t.Fatal(err)
+		}
+		_, err = tr.call(ctx, f, "BatchService/CreateBatch", batchOf(1, "detenido "), &facadev1.CreateBatchResponse{})
+		if reasonOf(err) != "LEDGER_HELD" {
+			t.Error(err)
+		}
+		f.must(f.ledger.Release(ctx, ledger.Unknown))
+		f.eventually(func() bool {
+			_, _, err := f.sendText(tr, textTo(openUser, "detenido"))
+			return err == nil
+		})
+	})
+}
+
+// TestLedgerGone: while PostgreSQL cannot be reached sends are refused and nothing leaves; when it is back everything goes on.
+func TestLedgerGone(t *testing.T) {
+	onEach(t, func(t *testing.T, tr transport) {
+		address := ledgertest.Postgres(t)
+		f := newFacade(t, func(s *setup) { s.ledger.URL = address })
+		if _, _, err := f.sendText(tr, textTo(openUser, "antes")); err != nil {
+			t.Fatal(err)
+		}
+		allow := connections(t, address)
+		allow(false)
+		_, _, err := f.sendText(tr, textTo(openUser, "durante"))
+		if status.Code(err) != codes.Unavailable || reasonOf(err) != "LEDGER_UNAVAILABLE" {
+			t.Errorf("%v", err)
+		}
+		allow(true)
+		f.eventually(func() bool {
+			_, _, err := f.sendText(tr, textTo(openUser, "después"))
+			return err == nil
+		})
+		if n := len(f.sim.SendsWithText("durante")); n != 0 {
+			t.Error("it was sent though it was refused")
+		}
+	})
+}
+
+// connections allows connections to a database, or ends those that are there and refuses new ones.
+func connections(t *testing.T, address string) func(bool) {
+	t.Helper()
+	u, err := url.Parse(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := strings.TrimPrefix(u.Path, "/")
+	u.Path = "/postgres"
+	admin, err := sql.Open("pgx", u.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = admin.Close() })
+	run := func(statement string) {
+		t.Helper()
+		if _, err := admin.ExecContext(context.Background(), statement); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return func(yes bool) {
+		t.Helper()
+		run(fmt.Sprintf(`ALTER DATABASE %q ALLOW_CONNECTIONS %v`, name, yes))
+		if !yes {
+			run(fmt.Sprintf(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '%s'`, name))
+		}
+	}
+}
+
+// eventually polls until something is so.
+func (f *facade) eventually(so func() bool) {
+	f.Helper()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	end := time.After(20 * time.Second)
+	for !so() {
+		select {
+		case <-tick.C:
+		case <-end:
+			f.Fatal("it did not come to be")
+		}
+	}
+}
