@@ -346,7 +346,7 @@ func TestBrokenBeforeTheCommit(t *testing.T) {
 	if _, err := l.Add(t.Context(), []NewSend{newSend(company, 2)}); !errors.Is(err, ErrUnavailable) {
 		t.Errorf("add: %v", err)
 	}
-	cutAnswers("SELECT")
+	cutAnswers("BEGIN")
 	if _, err := l.Claim(t.Context(), []int64{company}, time.Minute, chooseFirst); !errors.Is(err, ErrUnavailable) {
 		t.Errorf("claim: %v", err)
 	}
@@ -354,7 +354,7 @@ func TestBrokenBeforeTheCommit(t *testing.T) {
 	if s == nil || s.Claim != 1 {
 		t.Fatalf("claimed %+v", s)
 	}
-	cutAnswers("SELECT")
+	cutAnswers("BEGIN")
 	if _, err := l.Settle(t.Context(), Settlement{ID: s.ID, Claim: s.Claim, State: Sent}); !errors.Is(err, ErrUnavailable) {
 		t.Errorf("settle: %v", err)
 	}
