@@ -29,7 +29,7 @@ func (d *Dispatcher) attempt(work context.Context, c *company, send ledger.Send,
 	over := time.Now()
 	timing := timingOf(result, err)
 	d.check.attempted(c, send, timing)
-	c.noteReply(timing, err)
+	c.noteReply(start, timing, err)
 	s := d.settlement(c, send, result, err, over)
 	s.Pace = c.settlePace(send.Claim, result, err)
 	d.settle(work, c, s, over, timing)
@@ -99,8 +99,8 @@ func (d *Dispatcher) watchAck(ctx context.Context, c *company, claim int64) (wat
 // unackedMost is how many replies without the acknowledgement that was asked for are taken for chance.
 const unackedMost = 20
 
-// noteReply notices a credential that is refused and acknowledgements that do not come.
-func (c *company) noteReply(t jelou.Timing, e *jelou.Error) {
+// noteReply notices how long it took, a credential that is refused and acknowledgements that do not come.
+func (c *company) noteReply(start time.Time, t jelou.Timing, e *jelou.Error) {
 	refused := e != nil && e.Outcome == jelou.Unauthorized
 	var print [32]byte
 	if refused && c.Credential != nil {
@@ -110,6 +110,9 @@ func (c *company) noteReply(t jelou.Timing, e *jelou.Error) {
 	defer c.mu.Unlock()
 	if refused {
 		c.refused = print
+	}
+	if t.Trip > 0 {
+		c.noteTrip(t.Seen.Sub(start))
 	}
 	switch {
 	case c.rule.Evidence == pace.EvidenceReply || t.AckTrip > 0:

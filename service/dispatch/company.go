@@ -46,6 +46,8 @@ type company struct {
 	refused [32]byte   // fingerprint of the credential that Jelou refused
 	unacked int        // replies without the transport's acknowledgement that was asked for
 
+	trips    []time.Duration // from claim to answer, a ring
+	nextTrip int
 	line     line
 	promised map[ledger.ID]time.Time
 	use      []usage // samples of the last minute
