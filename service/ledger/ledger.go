@@ -369,7 +369,7 @@ func (l *Ledger) closeDatabase() error {
 		errs = append(errs, l.db.Close())
 	}
 	if l.write != nil {
-		errs = append(errs, (<-l.write).conn.Close())
+		errs = append(errs, (<-l.write).close())
 	}
 	if l.writeDB != nil {
 		errs = append(errs, l.writeDB.Close())

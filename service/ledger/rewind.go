@@ -71,13 +71,17 @@ func (l *Ledger) noteDurability(ctx context.Context) error {
 	if err != nil || !changed {
 		return err
 	}
-	if !d.Failover {
-		l.log.Warn("a failover of the database may lose what was confirmed, and sends may then be lost or sent twice; replicate synchronously", "cause", d.Why)
-	}
+	l.warnOf(d)
 	return l.transactAgain(ctx, func(t *tx) error {
 		t.write(`UPDATE home SET durable = $1`, oneIf(d.Failover))
 		return nil
 	})
+}
+
+func (l *Ledger) warnOf(d Durability) {
+	if !d.Failover {
+		l.log.Warn("a failover of the database may lose what was confirmed, and sends may then be lost or sent twice; replicate synchronously", "cause", d.Why)
+	}
 }
 
 // home is where the ledger lives.
@@ -127,6 +131,7 @@ func (l *Ledger) moveIn(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	l.warnOf(d)
 	is, err := l.readHome(ctx)
 	if err != nil {
 		return err

@@ -247,6 +247,16 @@ type sqliteWriter struct {
 	stmts map[string]*sql.Stmt
 }
 
+// close closes the connection. With a statement left open SQLite would not, and the log would stay beside the file:
+// who copies or restores the file alone would have half of it.
+func (w *sqliteWriter) close() error {
+	var errs []error
+	for _, s := range w.stmts {
+		errs = append(errs, s.Close())
+	}
+	return errors.Join(append(errs, w.conn.Close())...)
+}
+
 // query reads outside of any transaction.
 func (l *Ledger) query(ctx context.Context, query string, row func(scan scanFunc) error, args ...any) error {
 	ctx, cancel := context.WithTimeout(ctx, transactionTimeout)
