@@ -324,12 +324,11 @@ func (s *core) giveUp(ctx context.Context, id ledger.ID) (*facadev1.Send, error)
 		return nil, unknownOutcome(id).because(err)
 	case expired && s.drains():
 		return nil, newFault(facadev1.ErrorReason_DRAINING, "the server stops; the send was not sent and is expired").with("send_id", id.String())
-	case !row.State.Final() && s.drains():
+	case !row.State.Final():
+		// While the server stops the call has its whole time, else the moment that was kept for the answer.
 		if row, err = s.ledger.Wait(ctx, id); err != nil {
 			return nil, unknownOutcome(id).because(err)
 		}
-	case !row.State.Final():
-		return nil, unknownOutcome(id)
 	}
 	return s.answer(ctx, row)
 }

@@ -179,7 +179,12 @@ func (s *Server) Run(ctx context.Context) error {
 		defer stopWork()
 		return s.core.dispatch.Run(ctx)
 	})
-	running.Go(func() error { return s.grpc.Serve(s.grpcL) })
+	running.Go(func() error {
+		if err := s.grpc.Serve(s.grpcL); !errors.Is(err, grpc.ErrServerStopped) { // stopped before it served
+			return err
+		}
+		return nil
+	})
 	running.Go(func() error {
 		if err := s.http.Serve(s.httpL); !errors.Is(err, http.ErrServerClosed) {
 			return err

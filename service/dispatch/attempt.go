@@ -171,8 +171,9 @@ func (c *company) settlePace(claim int64, r *jelou.Result, e *jelou.Error) func(
 		if b.UnmarshalBinary(state) != nil || !b.Settle(c.currentRule(), pace.Time(now), claim, replyOf(r, e)) {
 			return state
 		}
+		data := marshal(&b) // before others may read it
 		c.saw(b)
-		return marshal(&b)
+		return data
 	}
 }
 
@@ -183,8 +184,9 @@ func (d *Dispatcher) updatePace(ctx context.Context, c *company, update func(b *
 		if b.UnmarshalBinary(state) != nil || !update(&b, pace.Time(now)) {
 			return state
 		}
+		data := marshal(&b) // before others may read it
 		c.saw(b)
-		return marshal(&b)
+		return data
 	})
 	if err != nil {
 		c.log.Warn("update the pacing state", slog.Any("error", err))
