@@ -305,4 +305,13 @@ func TestConfigCommands(t *testing.T) {
 	if _, err := run("config", "check", filepath.Join(folder, "facade.yaml")); err != nil {
 		t.Error(err)
 	}
+	if out, err := run("ledger", "status", "--config", filepath.Join(folder, "facade.yaml")); err != nil || !strings.HasPrefix(out, "sends\naccepted 0 = ") {
+		t.Error(out, err)
+	}
+	if _, err := run("ledger", "release", "--config", filepath.Join(folder, "facade.yaml")); err == nil || !strings.Contains(err.Error(), "--unsent") {
+		t.Errorf("a release without a choice: %v", err)
+	}
+	if out, err := run("ledger", "release", "--config", filepath.Join(folder, "facade.yaml"), "--unsent", "unknown"); err != nil {
+		t.Error(out, err)
+	}
 }

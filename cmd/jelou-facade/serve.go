@@ -74,7 +74,7 @@ func serve(ctx context.Context, flags serveFlags, out io.Writer) (err error) {
 	log := newLogger(config.Log)
 	l, err := ledger.Open(ctx, ledger.Config{
 		Path: config.Ledger.Path, URL: config.Ledger.Url, ListenURL: config.Ledger.ListenUrl,
-		Replica: uuid.NewString(), Logger: log,
+		Replica: uuid.NewString(), Logger: log, Retention: ledger.Retention{Final: config.Ledger.Retention.AsDuration()},
 	})
 	if err != nil {
 		return err
@@ -157,5 +157,5 @@ func newCompany(ctx context.Context, c *configv1.Company, l *ledger.Ledger) (*di
 		client.Close()
 		return nil, err
 	}
-	return &dispatch.Company{ID: id, Name: c.Id, Client: client, Pace: paceConfig, AttemptTimeout: c.AttemptTimeout.AsDuration()}, nil
+	return &dispatch.Company{ID: id, Name: c.Id, Client: client, Pace: paceConfig, AttemptTimeout: c.AttemptTimeout.AsDuration(), RecipientInterval: c.RecipientInterval.AsDuration()}, nil
 }

@@ -155,7 +155,7 @@ func (l *Ledger) moveIn(ctx context.Context) error {
 		return nil
 	})
 	if err == nil && held {
-		l.log.Error("the ledger's database is not the one it was, and what it calls pending may have been sent: nothing is sent until `jelouctl ledger release`",
+		l.log.Error("the ledger's database is not the one it was, and what it calls pending may have been sent: nothing is sent until `jelou-facade ledger release`",
 			"was", was.place, "was_timeline", was.timeline, "is", is.place, "is_timeline", is.timeline)
 	}
 	return err
@@ -195,7 +195,7 @@ func (l *Ledger) holdRewound(ctx context.Context) error {
 		return nil
 	})
 	if err == nil {
-		l.log.Error("the ledger has lost claims that were made, and what it calls pending may have been sent: nothing is sent until `jelouctl ledger release`")
+		l.log.Error("the ledger has lost claims that were made, and what it calls pending may have been sent: nothing is sent until `jelou-facade ledger release`")
 	}
 	return err
 }

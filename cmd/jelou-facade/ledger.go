@@ -1,0 +1,102 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/google/uuid"
+	"github.com/spf13/cobra"
+
+	"github.com/jelou-facade/jelou-facade/service/ledger"
+)
+
+func newLedgerCommand() *cobra.Command {
+	var config, unsent string
+	command := &cobra.Command{
+		Use:   "ledger",
+		Short: "Look at the ledger, or release one that is held",
+	}
+	command.PersistentFlags().StringVar(&config, "config", "", "configuration `file` of the server")
+	if err := command.MarkPersistentFlagRequired("config"); err != nil {
+		panic(err) // the flag is defined above
+	}
+	status := &cobra.Command{
+		Use:     "status",
+		Short:   "Count the sends by state, and say whether the ledger is held",
+		Example: "  jelou-facade ledger status --config facade.yaml",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return withLedger(cmd.Context(), config, func(l *ledger.Ledger) error {
+				return printStatus(cmd.Context(), cmd.OutOrStdout(), l)
+			})
+		},
+	}
+	release := &cobra.Command{
+		Use:   "release",
+		Short: "Let a held ledger send again",
+		Long: `Release ends the hold of a ledger that went back in time: a restored backup, a copied file, a failover that lost the
+last commits. What it calls unsent may have been sent before, and only a person can say what to do about it:
+
+  --unsent unknown   those sends become UNKNOWN: nothing is sent twice, and a person settles them with ResolveSend or ReplayBatch
+  --unsent pending   they are sent, some of them perhaps a second time
+
+A SQLite ledger can be released while its server is stopped, a PostgreSQL ledger at any time.`,
+		Example: "  jelou-facade ledger release --config facade.yaml --unsent unknown",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			state, ok := map[string]ledger.State{"unknown": ledger.Unknown, "pending": ledger.Pending}[unsent]
+			if !ok {
+				return errors.New("--unsent: must be unknown or pending; `jelou-facade ledger release --help` says what they mean")
+			}
+			return withLedger(cmd.Context(), config, func(l *ledger.Ledger) error {
+				if err := l.Release(cmd.Context(), state); err != nil {
+					return err
+				}
+				return printStatus(cmd.Context(), cmd.OutOrStdout(), l)
+			})
+		},
+	}
+	release.Flags().StringVar(&unsent, "unsent", "", "what becomes of sends that the ledger calls unsent: `unknown or pending`")
+	command.AddCommand(status, release)
+	return command
+}
+
+// withLedger opens the ledger of a configuration file. Opening is the check of where it lives.
+func withLedger(ctx context.Context, file string, use func(*ledger.Ledger) error) (err error) {
+	config, err := loadConfig(file)
+	if err != nil {
+		return err
+	}
+	l, err := ledger.Open(ctx, ledger.Config{
+		Path: config.Ledger.Path, URL: config.Ledger.Url, ListenURL: config.Ledger.ListenUrl,
+		Replica: uuid.NewString(), Logger: newLogger(config.Log),
+	})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, l.Close()) }()
+	return use(l)
+}
+
+func printStatus(ctx context.Context, out io.Writer, l *ledger.Ledger) error {
+	halt, err := l.Halt(ctx)
+	if err != nil {
+		return err
+	}
+	n, err := l.Totals(ctx)
+	if err != nil {
+		return err
+	}
+	state := "sends"
+	switch {
+	case halt.Rewound:
+		state = "held: it went back in time"
+	case halt.Held:
+		state = "held: it is another database than before"
+	}
+	_, err = fmt.Fprintf(out, "%s\naccepted %d = waiting %d + sent %d + failed %d + unknown %d + cancelled %d + expired %d\n",
+		state, n.Accepted, n.Waiting, n.Sent, n.Failed, n.Unknown, n.Cancelled, n.Expired)
+	return err
+}
