@@ -440,7 +440,7 @@ type Company struct {
 	// How long one request to Jelou may take; 10s when absent, 1s to 60s. While Jelou hangs, an
 	// urgent send may wait for this time and a window.
 	AttemptTimeout *durationpb.Duration `protobuf:"bytes,8,opt,name=attempt_timeout,json=attemptTimeout,proto3" json:"attempt_timeout,omitempty"`
-	// A waiting lower lane gets at least one request in so many; 5 when 0.
+	// A waiting lower lane gets at least one request in so many, 2 to 1000; 5 when 0.
 	LowerLaneFloor int32 `protobuf:"varint,9,opt,name=lower_lane_floor,json=lowerLaneFloor,proto3" json:"lower_lane_floor,omitempty"`
 	// Where notifications are read one by one: the path before `/{botId}/notifications/{id}`. /v1/bots when empty
 	// (Jelou's older pages and live code); /v1/external/bots for the newer one.
@@ -815,7 +815,7 @@ const file_jelou_facade_config_v1_config_proto_rawDesc = "" +
 	"\x03url\x12*must be a postgres:// or postgresql:// URL\x1aPthis == '' || this.startsWith('postgres://') || this.startsWith('postgresql://')R\tlistenUrl\x12E\n" +
 	"\tretention\x18\x04 \x01(\v2\x19.google.protobuf.DurationB\f\xbaH\t\xaa\x01\x062\x04\b\x80\xa3\x05R\tretention:U\xbaHR\x1aP\n" +
 	"\n" +
-	"ledger.one\x12\x1fpath and url exclude each other\x1a!this.path == '' || this.url == ''\"\x8a\n" +
+	"ledger.one\x12\x1fpath and url exclude each other\x1a!this.path == '' || this.url == ''\"\xe1\n" +
 	"\n" +
 	"\aCompany\x12}\n" +
 	"\x02id\x18\x01 \x01(\tBm\xbaHj\xba\x01g\n" +
@@ -829,9 +829,9 @@ const file_jelou_facade_config_v1_config_proto_rawDesc = "" +
 	"\x06bot_id\x12Rmust be 1 to 128 letters, digits, dots, dashes or underscores; it may start with +\x1a+this.matches(r'^\\+?[A-Za-z0-9._-]{1,128}$')R\x04bots\x12?\n" +
 	"\tallowance\x18\x06 \x01(\v2!.jelou.facade.config.v1.AllowanceR\tallowance\x12N\n" +
 	"\bevidence\x18\a \x01(\x0e2(.jelou.facade.config.v1.Company.EvidenceB\b\xbaH\x05\x82\x01\x02\x10\x01R\bevidence\x12R\n" +
-	"\x0fattempt_timeout\x18\b \x01(\v2\x19.google.protobuf.DurationB\x0e\xbaH\v\xaa\x01\b\"\x02\b<2\x02\b\x01R\x0eattemptTimeout\x124\n" +
-	"\x10lower_lane_floor\x18\t \x01(\x05B\n" +
-	"\xbaH\a\x1a\x05\x18\xe8\a(\x00R\x0elowerLaneFloor\x12\x9c\x01\n" +
+	"\x0fattempt_timeout\x18\b \x01(\v2\x19.google.protobuf.DurationB\x0e\xbaH\v\xaa\x01\b\"\x02\b<2\x02\b\x01R\x0eattemptTimeout\x12\x8a\x01\n" +
+	"\x10lower_lane_floor\x18\t \x01(\x05B`\xbaH]\xba\x01Z\n" +
+	"\x10lower_lane_floor\x12\x1cmust be 0, or from 2 to 1000\x1a(this == 0 || (this >= 2 && this <= 1000)R\x0elowerLaneFloor\x12\x9c\x01\n" +
 	"\x11notification_path\x18\n" +
 	" \x01(\tBo\xbaHl\xba\x01i\n" +
 	"\x11notification_path\x12%must be /v1/bots or /v1/external/bots\x1a-this in ['', '/v1/bots', '/v1/external/bots']R\x10notificationPath\x12~\n" +
