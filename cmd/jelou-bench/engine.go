@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -69,24 +68,47 @@ func (b *bench) startEngine(name, databaseURL string, all ...*tenant) (*engine, 
 
 // add stores so many sends of a caller in the BULK lane, each to somebody new.
 func (e *engine) add(ctx context.Context, t *tenant, bot, caller string, weight, sends int) error {
-	var rows []ledger.NewSend
-	for range sends {
-		user := t.user()
-		body, err := proto.Marshal(&facadev1.BatchItem{UserId: user, Content: &facadev1.BatchItem_Message{Message: text("Novedad para " + user)}})
-		if err != nil {
-			return err
-		}
-		rows = append(rows, ledger.NewSend{
-			Company: e.companies[t].ID, Lane: ledger.Bulk, Caller: caller, Weight: weight, Bot: bot, Recipient: user,
-			Kind: "text", Body: body, ExpireIn: time.Hour,
-		})
+	return e.store(ctx, t, sends, ledger.NewSend{Caller: caller, Weight: weight, Bot: bot})
+}
+
+// batch stores a sealed batch of so many items of a caller in the BULK lane.
+func (e *engine) batch(ctx context.Context, t *tenant, bot, caller string, items int) (ledger.QueueID, error) {
+	created, _, err := e.ledger.CreateBatch(ctx, ledger.NewBatch{Company: e.companies[t].ID, Lane: ledger.Bulk, Caller: caller, Bot: bot})
+	if err != nil {
+		return created.ID, err
 	}
-	for len(rows) > 0 {
-		part := rows[:min(len(rows), 500)]
-		rows = rows[len(part):]
-		added, err := e.ledger.Add(ctx, part)
+	_, uploader, err := e.ledger.OpenBatch(ctx, created.ID)
+	if err != nil {
+		return created.ID, err
+	}
+	if err := e.store(ctx, t, items, ledger.NewSend{Caller: caller, Bot: bot, Queue: created.ID.Queue, Uploader: uploader}); err != nil {
+		return created.ID, err
+	}
+	_, err = e.ledger.Seal(ctx, created.ID, int64(items), uploader)
+	return created.ID, err
+}
+
+// store adds so many sends like one, in groups; those of a batch are numbered from 1.
+func (e *engine) store(ctx context.Context, t *tenant, sends int, like ledger.NewSend) error {
+	like.Company, like.Lane, like.Kind, like.ExpireIn = e.companies[t].ID, ledger.Bulk, "text", time.Hour
+	for from := 1; from <= sends; from += storeGroup {
+		var rows []ledger.NewSend
+		for pos := from; pos < from+storeGroup && pos <= sends; pos++ {
+			n := like
+			n.Recipient = t.user()
+			if n.Queue != 0 {
+				n.Pos = int64(pos)
+			}
+			body, err := proto.Marshal(&facadev1.BatchItem{UserId: n.Recipient, Content: &facadev1.BatchItem_Message{Message: text("Novedad para " + n.Recipient)}})
+			if err != nil {
+				return err
+			}
+			n.Body, n.Hash = body, body[:8]
+			rows = append(rows, n)
+		}
+		added, err := e.ledger.Add(ctx, rows)
 		if err != nil {
-			return fmt.Errorf("add sends of %s: %w", strings.TrimSpace(caller), err)
+			return fmt.Errorf("add sends of %s: %w", like.Caller, err)
 		}
 		for _, a := range added {
 			if a.Err != nil {
@@ -96,3 +118,5 @@ func (e *engine) add(ctx context.Context, t *tenant, bot, caller string, weight,
 	}
 	return nil
 }
+
+const storeGroup = 500

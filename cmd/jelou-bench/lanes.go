@@ -24,10 +24,15 @@ pauses. An urgent send's wait is from the call to the moment when its request le
 After that ten callers of each company send urgently without a pause: what the bulk lane still gets is the floor, one
 request in five, in any 60 s (--quick: in any 8 s). Arrivals are counted at the simulator.
 
+Meanwhile, with a ledger and dispatcher inside of jelou-bench because callers have no names at the API without authentication:
+one caller has 100 batches and another one has 1; and a caller cancels a batch of a million items (--quick: 20,000) and
+sends once more.
+
 Fields: urgent_wait_p50_ms, urgent_wait_p99_ms, urgent_wait_max_ms, urgent_sends, bulk_waiting (of the first company),
 bulk_share_alone (of the allowance, with one urgent send at a time), bulk_share_min (of the arrivals in the worst window
 under the flood), bulk_floor_kept, starved (companies whose bulk lane got nothing for 5 s), violations, claims_wasted (the
-share of the replicas' claims that got nothing).`,
+share of the replicas' claims that got nothing), one_batch_share (what the caller with 1 batch got beside the one with 100),
+cancelled_items, cancel_ms (of the call), cancel_to_next_ms (from the cancel to the arrival of the next send).`,
 	run: lanes,
 }
 
@@ -51,6 +56,10 @@ func lanes(b *bench) error {
 	if err != nil {
 		return err
 	}
+	camps, err := b.startCampaigns(p)
+	if err != nil {
+		return err
+	}
 	c, err := b.startFacades(3, url, all...)
 	if err != nil {
 		return err
@@ -61,7 +70,7 @@ func lanes(b *bench) error {
 	b.found.set("bulk_waiting", most)
 	items := most
 	for _, t := range all {
-		if err := c.stock(b.ctx, t, items); err != nil {
+		if _, err := c.any().batch(b.ctx, t, items); err != nil {
 			return err
 		}
 		items = some
@@ -100,7 +109,10 @@ func lanes(b *bench) error {
 	}
 	b.found.set("violations", counts.violations)
 	b.found.mustBe("violations", 0)
-	return b.claimsWasted(p, url)
+	if err := b.claimsWasted(p, url); err != nil {
+		return err
+	}
+	return camps.found()
 }
 
 // urgently has so many callers of each tenant send urgently one send at a time, with pauses up to so long, and gives

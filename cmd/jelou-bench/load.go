@@ -6,8 +6,6 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 
 	facadev1 "github.com/jelou-facade/jelou-facade/gen/jelou/facade/v1"
 )
@@ -48,35 +46,76 @@ func (c *cluster) fill(ctx context.Context, each int, all ...*tenant) error {
 	return calls.Wait()
 }
 
-// batchItems is the most that one CreateBatch takes.
-const batchItems = 1000
-
-// batch gives a tenant's sends as batches of at most batchItems each, in the BULK lane.
-func (c *cluster) batch(ctx context.Context, t *tenant, items int) ([]*facadev1.Batch, error) {
-	var batches []*facadev1.Batch
-	for items > 0 {
-		r := &facadev1.CreateBatchRequest{Spec: &facadev1.BatchSpec{BotId: t.bot(), Options: &facadev1.SendOptions{Lane: facadev1.SendOptions_BULK}}}
-		for range min(items, batchItems) {
-			user := t.user()
-			r.Items = append(r.Items, &facadev1.BatchItem{UserId: user, Content: &facadev1.BatchItem_Message{Message: text("Novedad para " + user)}})
-		}
-		items -= len(r.Items)
-		answer, err := c.any().batches.CreateBatch(ctx, r)
-		if err != nil {
-			return nil, err
-		}
-		batches = append(batches, answer.Batch)
+// batch streams a batch of so many items in the BULK lane, seals it, and leaves it to itself.
+func (f *facade) batch(ctx context.Context, t *tenant, items int) (id string, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := f.batches.StreamBatch(ctx)
+	if err != nil {
+		return "", err
 	}
-	return batches, nil
+	spec := &facadev1.BatchSpec{BotId: t.bot(), Options: &facadev1.SendOptions{Lane: facadev1.SendOptions_BULK}}
+	open := &facadev1.StreamBatchRequest_Open{Batch: &facadev1.StreamBatchRequest_Open_Spec{Spec: spec}}
+	if err := stream.Send(&facadev1.StreamBatchRequest{Request: &facadev1.StreamBatchRequest_Open_{Open: open}}); err != nil {
+		return "", err
+	}
+	window := make(chan struct{}, items) // an item may leave
+	uploads, uploading := errgroup.WithContext(ctx)
+	uploads.Go(func() error { return t.upload(uploading, stream, items, window) })
+	uploads.Go(func() error {
+		id, err = follow(stream, items, window)
+		return err
+	})
+	if err := uploads.Wait(); err != nil {
+		return id, err
+	}
+	for { // the seal is not acknowledged
+		answer, err := f.batches.GetBatch(ctx, &facadev1.GetBatchRequest{BatchId: id})
+		if err != nil || answer.Batch.State != facadev1.Batch_OPEN {
+			return id, err
+		}
+		if err := sleep(ctx, 5*time.Millisecond); err != nil {
+			return id, err
+		}
+	}
 }
 
-// stock makes so many sends of a tenant wait in the BULK lane, as batches where the server takes them.
-func (c *cluster) stock(ctx context.Context, t *tenant, items int) error {
-	_, err := c.batch(ctx, t, items)
-	if status.Code(err) == codes.Unimplemented {
-		return c.fill(ctx, items, t)
+// upload sends a batch's items and seals it.
+func (t *tenant) upload(ctx context.Context, stream facadev1.BatchService_StreamBatchClient, items int, window <-chan struct{}) error {
+	for i := range items {
+		select {
+		case <-window:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		user := t.user()
+		item := &facadev1.BatchItem{Sequence: int32(i + 1), UserId: user, Content: &facadev1.BatchItem_Message{Message: text("Novedad para " + user)}}
+		if err := stream.Send(&facadev1.StreamBatchRequest{Request: &facadev1.StreamBatchRequest_Item{Item: item}}); err != nil {
+			return err
+		}
 	}
-	return err
+	seal := &facadev1.StreamBatchRequest_Seal{ItemCount: int32(items)}
+	return stream.Send(&facadev1.StreamBatchRequest{Request: &facadev1.StreamBatchRequest_Seal_{Seal: seal}})
+}
+
+// follow reads a batch's stream until all its items are durable, and lets as many items leave as may be unacknowledged.
+func follow(stream facadev1.BatchService_StreamBatchClient, items int, window chan<- struct{}) (id string, err error) {
+	for let, acked, most := 0, 0, 0; acked < items; {
+		answer, err := stream.Recv()
+		if err != nil {
+			return id, err
+		}
+		switch e := answer.Event.(type) {
+		case *facadev1.StreamBatchResponse_Opened:
+			id, most = e.Opened.BatchId, int(e.Opened.MaxUnacknowledged)
+		case *facadev1.StreamBatchResponse_Ack:
+			acked = int(e.Ack.ThroughSequence)
+		}
+		for ; let < min(items, acked+most); let++ {
+			window <- struct{}{}
+		}
+	}
+	return id, nil
 }
 
 // keepFull stocks the tenants for a time at full demand and a little longer.
