@@ -28,7 +28,7 @@ type benchmark struct {
 // benchmarks in the order in which the help lists them.
 var benchmarks = []benchmark{
 	overheadBenchmark, pacingBenchmark, limitBenchmark, lanesBenchmark, fairnessBenchmark, overloadBenchmark,
-	throttleBenchmark, failoverBenchmark, clockBenchmark, crashBenchmark, cutsBenchmark,
+	throttleBenchmark, failoverBenchmark, clockBenchmark, etaBenchmark, crashBenchmark, cutsBenchmark,
 	ingestBenchmark,
 }
 
