@@ -159,6 +159,7 @@ var configCases = []ruleCase{
 		[]string{"companies companies.unique"}},
 	{"company's id in capitals", "Company", `{"id": "A", "client_id_file": "i", "client_secret_file": "s", "bots": ["b"]}`, []string{"id company.id"}},
 	{"same bot twice", "Company", `{"id": "a", "client_id_file": "i", "client_secret_file": "s", "bots": ["b", "b"]}`, []string{"bots repeated.unique"}},
+	{"floor of one", "Company", `{"id": "a", "client_id_file": "i", "client_secret_file": "s", "bots": ["b"], "lower_lane_floor": 1}`, []string{"lower_lane_floor lower_lane_floor"}},
 	company("addresses", `, "base_url": "http://127.0.0.1:8090", "proxy_url": "http://proxy:3128", "notification_path": "/v1/external/bots"`),
 	company("address with a query", `, "base_url": "https://api.jelou.ai?a=b"`, "companies[0].base_url base_url"),
 	company("proxy without scheme", `, "proxy_url": "proxy:3128"`, "companies[0].proxy_url proxy_url"),
