@@ -82,7 +82,7 @@ func (a *agenda) put(c *company, at time.Time, how look) {
 func (a *agenda) take(ctx context.Context, how look, most int) []*company {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	for {
+	for ctx.Err() == nil { // also at full demand, when there is always one due
 		due, wait := a.takeDue(how, most)
 		if len(due) > 0 {
 			return due
@@ -92,9 +92,9 @@ func (a *agenda) take(ctx context.Context, how look, most int) []*company {
 		case <-timer.C:
 		case <-a.changed[how]:
 		case <-ctx.Done():
-			return nil
 		}
 	}
+	return nil
 }
 
 // takeDue takes what is due now, and says how long until the next is.
