@@ -209,6 +209,10 @@ func newQueueID() int64 {
 	return time.Now().UnixMilli()<<21 | rand.Int64N(1<<21)
 }
 
+// lastQuery gives the last position of a queue. It is not max(pos): PostgreSQL, planning that while the table is small, would
+// read the whole queue for it.
+const lastQuery = `SELECT COALESCE((SELECT s.pos FROM send s WHERE s.company = $1 AND s.queue = $2 ORDER BY s.pos DESC LIMIT 1), 0)`
+
 // lockQueues reads the queues and keeps claims from switching them off until the commit. It reads the clock and
 // takes positions on the way.
 func (a *adding) lockQueues() error {
@@ -236,8 +240,7 @@ func (a *adding) lockQueues() error {
 		if q := a.queues[QueueID{w.id.Company, w.id.Queue}]; w.new.Queue != 0 && q.last == 0 {
 			// Read after the lock, in a statement of its own: it sees what was added while the lock was waited for.
 			q.last = -1
-			a.t.read(`SELECT COALESCE(max(pos), 0) FROM send WHERE company = $1 AND queue = $2`, func(scan scanFunc) error { return scan(&q.last) },
-				w.id.Company, w.id.Queue)
+			a.t.read(lastQuery, func(scan scanFunc) error { return scan(&q.last) }, w.id.Company, w.id.Queue)
 		}
 	}
 	a.t.read(`SELECT {now}`, func(scan scanFunc) error { return scan(&a.now) })

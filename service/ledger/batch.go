@@ -114,11 +114,16 @@ func (b *batchRow) done() int64 {
 const batchColumns = `q.company, q.id, q.lane, q.caller, q.bot, q.labels, q.spec, COALESCE(q.request_id, ''), q.hash, q.hash_version,
 	q.state, COALESCE(q.item_count, -2), q.uploader, COALESCE(q.source_queue, 0),
 	q.sending, q.sent, q.failed, q.unknown, q.cancelled, q.expired, CAST(` + added + ` AS BIGINT), CAST(` + addedScheduled + ` - q.left_scheduled AS BIGINT),
-	(SELECT COALESCE(max(s.pos), 0) + 1 FROM send s WHERE s.company = q.company AND s.queue = q.id),
+	COALESCE((SELECT s.pos FROM send s WHERE s.company = q.company AND s.queue = q.id ORDER BY s.pos DESC LIMIT 1), 0) + 1,
 	q.created_at, COALESCE(q.sealed_at, 0), COALESCE(q.cancelled_at, 0), COALESCE(q.ended_at, 0), {now}`
 
 // fromBatch leaves out batches that retention is deleting.
 const fromBatch = ` FROM queue q WHERE q.batch = 1 AND q.dropped_result = 0 `
+
+const (
+	batchQuery          = `SELECT ` + batchColumns + fromBatch + `AND q.company = $1 AND q.id = $2`
+	batchByRequestQuery = `SELECT ` + batchColumns + fromBatch + `AND q.company = $1 AND q.caller = $2 AND q.request_id = $3`
+)
 
 func (b *batchRow) scan(scan scanFunc) error {
 	c := &b.Counts
@@ -153,7 +158,7 @@ func (b *batchRow) scan(scan scanFunc) error {
 
 // readBatch queues the reading of a batch; found stays false when there is none.
 func (t *tx) readBatch(id QueueID, b *batchRow, found *bool) {
-	t.read(`SELECT `+batchColumns+fromBatch+`AND q.company = $1 AND q.id = $2`, func(scan scanFunc) error {
+	t.read(batchQuery, func(scan scanFunc) error {
 		*found, *b = true, batchRow{}
 		return b.scan(scan)
 	}, id.Company, id.Queue)
@@ -216,7 +221,7 @@ func (t *tx) createBatch(id QueueID, n *NewBatch, f *filling) (batchRow, error) 
 	if err := t.flush(); err != nil || found {
 		return b, err
 	}
-	t.read(`SELECT `+batchColumns+fromBatch+`AND q.company = $1 AND q.caller = $2 AND q.request_id = $3`, func(scan scanFunc) error {
+	t.read(batchByRequestQuery, func(scan scanFunc) error {
 		found = true
 		return b.scan(scan)
 	}, n.Company, n.Caller, n.RequestID)
@@ -375,7 +380,7 @@ func (l *Ledger) CancelBatch(ctx context.Context, id QueueID) (Batch, error) {
 func (l *Ledger) Batch(ctx context.Context, id QueueID) (Batch, error) {
 	var b batchRow
 	found := false
-	err := l.query(ctx, `SELECT `+batchColumns+fromBatch+`AND q.company = $1 AND q.id = $2`, func(scan scanFunc) error {
+	err := l.query(ctx, batchQuery, func(scan scanFunc) error {
 		found = true
 		return b.scan(scan)
 	}, id.Company, id.Queue)

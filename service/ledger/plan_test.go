@@ -22,6 +22,7 @@ func TestPlansOfAnEmptyDatabase(t *testing.T) {
 				"b USING COVERING INDEX send_sending (company=? AND bot=? AND recipient=?)", "b USING COVERING INDEX send_backoff (company=? AND bot=? AND recipient=?)"},
 			[]string{"share_ready on share x", "queue_ready on queue u", "send_ready on send y", "send_pkey on send s", "queue_pkey on queue q", "share_pkey on share x",
 				"send_sending on send b", "send_backoff on send b"}},
+		{"last", lastQuery, []any{1, 2}, []string{"s USING PRIMARY KEY (company=? AND queue=?)"}, []string{"Limit", "Scan Backward using send_pkey on send s"}},
 		{"next", nextQuery, []any{1, 2, 3, 4, 5},
 			[]string{"y USING COVERING INDEX send_ready (company=? AND queue=? AND pos>? AND pos<?)", "s USING PRIMARY KEY (company=? AND queue=? AND pos=?)"},
 			[]string{"send_ready on send y", "send_pkey on send s"}},

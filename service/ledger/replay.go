@@ -142,6 +142,17 @@ const chosen = ` FROM send s WHERE s.company = $1 AND s.queue = $2 AND s.pos > $
 	AND s.body IS NOT NULL AND NOT EXISTS (SELECT 1 FROM send r WHERE r.company = s.company AND r.replay_queue = s.queue
 		AND r.replay_pos = s.pos AND r.replay_queue IS NOT NULL)`
 
+const (
+	replayEndQuery  = `SELECT s.pos FROM send s WHERE s.company = $1 AND s.queue = $2 AND s.pos > $3` + amiss + ` ORDER BY s.pos LIMIT 1 OFFSET $4`
+	replayLateQuery = `SELECT s.pos, s.late_until` + chosen + ` AND s.state = 'unknown' AND s.late_until > $8 ORDER BY s.pos LIMIT 1`
+	copyStatement   = `INSERT INTO send (company, queue, pos, lane, caller, bot, recipient, kind, labels, state, on_unknown, accepted_at, expire_at,
+		replay_queue, replay_pos, hash, hash_version, body)
+	SELECT n.company, $8, $9 + n.n, $10, $11, n.bot, n.recipient, n.kind, n.labels, 'pending', n.on_unknown, $12, $13,
+		n.queue, n.pos, n.hash, n.hash_version, n.body
+	FROM (SELECT s.*, row_number() OVER (ORDER BY s.pos) - 1 AS n` + chosen + `) n
+	RETURNING pos`
+)
+
 // replayChunk copies the next sends, in a transaction with the note of how far it came. It holds both batches, so that the
 // source's sends cannot change between look and copy, and two who replay the same source take turns.
 func (t *tx) replayChunk(id QueueID) (replayed, error) {
@@ -150,13 +161,13 @@ func (t *tx) replayChunk(id QueueID) (replayed, error) {
 		return replayed{complete: true}, err
 	}
 	end, wait := int64(math.MaxInt64), time.Duration(0)
-	t.read(`SELECT s.pos FROM send s WHERE s.company = $1 AND s.queue = $2 AND s.pos > $3`+amiss+` ORDER BY s.pos LIMIT 1 OFFSET $4`,
+	t.read(replayEndQuery,
 		func(scan scanFunc) error { return scan(&end) }, r.source.Company, r.source.Queue, r.done, replayChunk-1)
 	if err := t.flush(); err != nil {
 		return replayed{}, err
 	}
 	complete := end == math.MaxInt64
-	t.read(`SELECT s.pos, s.late_until`+chosen+` AND s.state = 'unknown' AND s.late_until > $8 ORDER BY s.pos LIMIT 1`, func(scan scanFunc) error {
+	t.read(replayLateQuery, func(scan scanFunc) error {
 		var until int64
 		err := scan(&end, &until)
 		end-- // RETRY and replay wait for the lease: what comes before it is copied now
@@ -199,7 +210,7 @@ func (t *tx) lockReplay(r *replaying) error {
 		t.read(`SELECT id FROM queue WHERE company = $1 AND id = $2 {lock}`, func(scanFunc) error { return nil }, q.Company, q.Queue)
 	}
 	var filter string
-	t.read(`SELECT lane, caller, source_pos, source_filter, {now}, (SELECT COALESCE(max(s.pos), 0) + 1 FROM send s WHERE s.company = $1 AND s.queue = $2)
+	t.read(`SELECT lane, caller, source_pos, source_filter, {now}, COALESCE((SELECT s.pos FROM send s WHERE s.company = $1 AND s.queue = $2 ORDER BY s.pos DESC LIMIT 1), 0) + 1
 		FROM queue WHERE company = $1 AND id = $2 AND item_count = -1`, func(scan scanFunc) error {
 		r.source = QueueID{r.id.Company, source}
 		return scan(&r.lane, &r.caller, &r.done, &filter, &r.now, &r.next)
@@ -213,12 +224,7 @@ func (t *tx) lockReplay(r *replaying) error {
 // copyChosen copies the chosen sends up to a position as new, pending ones.
 func (t *tx) copyChosen(r *replaying, end int64) (int64, error) {
 	items := int64(0)
-	t.read(`INSERT INTO send (company, queue, pos, lane, caller, bot, recipient, kind, labels, state, on_unknown, accepted_at, expire_at,
-			replay_queue, replay_pos, hash, hash_version, body)
-		SELECT n.company, $8, $9 + n.n, $10, $11, n.bot, n.recipient, n.kind, n.labels, 'pending', n.on_unknown, $12, $13,
-			n.queue, n.pos, n.hash, n.hash_version, n.body
-		FROM (SELECT s.*, row_number() OVER (ORDER BY s.pos) - 1 AS n`+chosen+`) n
-		RETURNING pos`, func(scanFunc) error { items++; return nil },
+	t.read(copyStatement, func(scanFunc) error { items++; return nil },
 		append(r.args(end), r.id.Queue, r.next, r.lane, r.caller, r.now, orNull(r.filter.ExpireAt))...)
 	err := t.flush()
 	if sqlState(err) == "23505" {
