@@ -74,7 +74,7 @@ func (s *core) sendOne(ctx context.Context, r single, item *facadev1.BatchItem) 
 		return nil, err
 	}
 	n.RequestID = requestID
-	note(ctx, slog.String("bot", r.GetBotId()), slog.String("kind", n.Kind))
+	note(ctx, slog.String("company", company.Name), slog.String("kind", n.Kind))
 	if r.GetValidateOnly() {
 		return nil, nil
 	}
@@ -288,6 +288,7 @@ func (s *core) add(ctx context.Context, n ledger.NewSend, expected time.Duration
 	note(ctx, slog.String("send_id", added[0].Send.ID.String()), slog.Bool("joined", added[0].Joined))
 	if added[0].Joined {
 		s.dispatch.Check().Joined()
+		s.dispatch.Added(n.Company, n.Lane, n.Caller, -1)
 	} else {
 		s.dispatch.Promised(added[0].Send.ID, expected)
 	}
