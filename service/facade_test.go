@@ -61,9 +61,10 @@ type setup struct {
 // newFacade starts everything; the end of the test stops it and checks what must hold after every scenario.
 func newFacade(t *testing.T, change func(*setup)) *facade {
 	t.Helper()
-	s := setup{sim: jelousim.Sandbox(), secret: "sandbox", pace: pace.Config{Requests: 50, Window: 100 * time.Millisecond}}
+	s := setup{sim: jelousim.Sandbox(), secret: "jelou-secret-7d1f", pace: pace.Config{Requests: 50, Window: 100 * time.Millisecond}}
 	s.sim.Rate = jelousim.Rate{Requests: 50, Window: jelousim.Duration(100 * time.Millisecond)}
 	s.sim.Processing = jelousim.Processing{}
+	s.sim.Companies[0].ClientSecret = s.secret
 	if change != nil {
 		change(&s)
 	}
@@ -104,6 +105,11 @@ func newFacade(t *testing.T, change func(*setup)) *facade {
 		f.checkInvariants()
 		f.must(f.ledger.Close())
 		client.Close()
+		for _, private := range []string{openUser, "593987654321", "Su pedido", "número", "Lucía", s.secret} {
+			if strings.Contains(f.logs.String(), private) {
+				f.Errorf("the log has %q", private)
+			}
+		}
 	})
 	return f
 }
