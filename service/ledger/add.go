@@ -506,8 +506,8 @@ func (a *adding) meet(fresh []*addition) ([]*addition, error) {
 // findReplayQuery finds the replay of the send that has the request id.
 const findReplayQuery = `SELECT ` + recordColumns + ` FROM send o CROSS JOIN send s CROSS JOIN queue q
 	WHERE o.company = $1 AND o.caller = $2 AND o.request_id = $3
-		AND s.company = o.company AND s.replay_queue = o.queue AND s.replay_pos = o.pos AND s.replay_queue IS NOT NULL
-		AND q.company = s.company AND q.id = s.queue`
+		AND s.company = o.company + 0 AND s.replay_queue = o.queue AND s.replay_pos = o.pos AND s.replay_queue IS NOT NULL
+		AND ` + ownQueue
 
 // join answers a send that met others: at its place in the batch, under its request id, or as a replay of the same
 // send. It reports whether the send is to be inserted again.

@@ -117,8 +117,9 @@ const batchColumns = `q.company, q.id, q.lane, q.caller, q.bot, q.labels, q.spec
 	COALESCE((SELECT s.pos FROM send s WHERE s.company = q.company AND s.queue = q.id ORDER BY s.pos DESC LIMIT 1), 0) + 1,
 	q.created_at, COALESCE(q.sealed_at, 0), COALESCE(q.cancelled_at, 0), COALESCE(q.ended_at, 0), {now}`
 
-// fromBatch leaves out batches that retention is deleting.
-const fromBatch = ` FROM queue q WHERE q.batch = 1 AND q.dropped_result = 0 `
+// fromBatch leaves out batches that retention is deleting. It keeps the index of lists, which are of batches only, from being
+// taken for a look-up.
+const fromBatch = ` FROM queue q WHERE q.batch + 0 = 1 AND q.dropped_result = 0 `
 
 const (
 	batchQuery          = `SELECT ` + batchColumns + fromBatch + `AND q.company = $1 AND q.id = $2`
@@ -395,7 +396,7 @@ const abandonedAfter = 24 * time.Hour
 
 // sealAbandoned seals batches whose uploader has been gone for long.
 func (l *Ledger) sealAbandoned(ctx context.Context) error {
-	ids, err := l.queueIDs(ctx, `SELECT company, id FROM queue WHERE batch = 1 AND item_count IS NULL AND uploaded_at <= {now} - $1
+	ids, err := l.queueIDs(ctx, `SELECT company, id FROM queue WHERE batch = 1 AND item_count IS NULL AND uploaded_at <= (SELECT {now}) - $1
 		ORDER BY uploaded_at LIMIT $2`, micros(abandonedAfter), tidyQueues)
 	if err != nil {
 		return err

@@ -131,10 +131,10 @@ const lapsedQuery = `SELECT ` + recordColumns + fromRecord + `WHERE s.company {i
 
 // nextQuery gives the next sends of a queue. The sub-select reads one index and nothing else.
 const nextQuery = `SELECT ` + recordColumns + headColumns + `
-	FROM (SELECT y.pos FROM send y WHERE y.company = $1 AND y.queue = $2 AND y.state = 'pending' AND y.parked = 0 AND y.pos >= $3 AND y.pos < $4
+	FROM (SELECT y.company, y.queue, y.pos FROM send y WHERE y.company = $1 AND y.queue = $2 AND y.state = 'pending' AND y.parked = 0 AND y.pos >= $3 AND y.pos < $4
 		ORDER BY y.pos LIMIT $5) n
 	CROSS JOIN send s CROSS JOIN queue q
-	WHERE s.company = $1 AND s.queue = $2 AND s.pos = n.pos AND q.company = $1 AND q.id = $2
+	WHERE s.company = n.company AND s.queue = n.queue AND s.pos = n.pos AND q.company = n.company AND q.id = n.queue
 	ORDER BY s.pos`
 
 func (c *claiming) run(companies []int64, decide func(View) Choice) error {

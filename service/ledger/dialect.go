@@ -11,7 +11,8 @@ import (
 // A dialect is all that differs between the databases. Statements are written once, with $1 parameters and
 // these words in braces:
 //
-//	{now}        the database's clock in microseconds, read where the statement reaches it
+//	{now}        the database's clock in microseconds, read where the statement reaches it; to be compared with an index
+//	             it stands in a sub-select, which is read once
 //	{lock}       take the row for writing, wait for it
 //	{lock skip}  the same, leave out rows that somebody else has
 //	{share}      keep the row from being taken by {all skip}, wait for whoever has it so

@@ -64,7 +64,7 @@ type BatchFilter struct {
 func (l *Ledger) Sends(ctx context.Context, f SendFilter, after Cursor, limit int) (sends []Send, next Cursor, err error) {
 	p := listing[Send]{
 		l: l, limit: limit, compare: newest, sparse: f.sparse(), fits: sendFits, args: f.args(),
-		columns: recordColumns, joined: " CROSS JOIN queue q WHERE q.company = s.company AND q.id = s.queue AND",
+		columns: recordColumns, joined: " CROSS JOIN queue q WHERE " + ownQueue + " AND",
 		scan: func(scan scanFunc) (Send, Cursor, error) {
 			var r record
 			err := r.scan(scan)
@@ -279,6 +279,10 @@ func (f *BatchFilter) inTime(s stream) source {
 	}
 }
 
+func (s source) endQuery(n int) string {
+	return `SELECT ` + s.key + ` FROM ` + s.table + ` WHERE` + s.where + s.order + ` LIMIT 1 OFFSET $` + strconv.Itoa(n+1)
+}
+
 // A listing makes a page of what several sources have.
 type listing[T any] struct {
 	l       *Ledger
@@ -313,9 +317,7 @@ func (p *listing[T]) read(ctx context.Context, s source) error {
 		}
 	}
 	args := s.args(end)
-	query := `SELECT ` + p.columns + ` FROM ` + s.table + p.joined + s.where + numbered(p.fits, len(args)) + s.order +
-		` LIMIT $` + strconv.Itoa(len(args)+len(p.args)+1)
-	return p.l.query(ctx, query, func(scan scanFunc) error {
+	return p.l.query(ctx, p.query(s, len(args)), func(scan scanFunc) error {
 		row, at, err := p.scan(scan)
 		if err == nil && (s.key != "" || p.compare(at, s.after) > 0) {
 			p.rows = append(p.rows, listed[T]{row, at})
@@ -324,12 +326,15 @@ func (p *listing[T]) read(ctx context.Context, s source) error {
 	}, append(append(args, p.args...), p.limit+1)...)
 }
 
+// query is the text for a source with n parameters.
+func (p *listing[T]) query(s source, n int) string {
+	return `SELECT ` + p.columns + ` FROM ` + s.table + p.joined + s.where + numbered(p.fits, n) + s.order + ` LIMIT $` + strconv.Itoa(n+len(p.args)+1)
+}
+
 // lookEnd finds the last of the rows that are looked at for this page; zero when there are fewer.
 func (p *listing[T]) lookEnd(ctx context.Context, s source) (end Cursor, err error) {
 	args := s.args(Cursor{})
-	query := `SELECT ` + s.key + ` FROM ` + s.table + ` WHERE` + s.where + s.order +
-		` LIMIT 1 OFFSET $` + strconv.Itoa(len(args)+1)
-	err = p.l.query(ctx, query, func(scan scanFunc) error {
+	err = p.l.query(ctx, s.endQuery(len(args)), func(scan scanFunc) error {
 		end.ID.Company = s.company
 		return scan(&end.At, &end.ID.Queue, &end.ID.Pos)
 	}, append(args, listScan-1)...)

@@ -35,7 +35,11 @@ const recordColumns = `s.company, s.queue, s.pos, s.lane, s.caller, q.batch, s.b
 	s.accepted_at, COALESCE(s.due_at, 0), COALESCE(s.expire_at, 0), COALESCE(s.lease_until, 0), COALESCE(s.sent_at, 0),
 	COALESCE(s.settled_at, CASE WHEN s.state IN ('scheduled', 'pending') THEN q.cancelled_at END, 0)`
 
-const fromRecord = ` FROM send s JOIN queue q ON q.company = s.company AND q.id = s.queue `
+const fromRecord = ` FROM send s JOIN queue q ON ` + ownQueue + ` `
+
+// ownQueue joins a send's queue by the send's columns and nothing else: a planner that put a known company in place of
+// the send's would take all queues of a company for few.
+const ownQueue = `q.company = s.company + 0 AND q.id = s.queue`
 
 const (
 	getQuery = `SELECT ` + recordColumns + fromRecord + `WHERE s.company = $1 AND s.queue = $2 AND s.pos = $3`

@@ -139,8 +139,8 @@ type replaying struct {
 // chosen are the sends of the source ($1, $2) from $3 to $4 that are to be replayed.
 const chosen = ` FROM send s WHERE s.company = $1 AND s.queue = $2 AND s.pos > $3 AND s.pos <= $4` + amiss + `
 	AND s.state IN (SELECT value FROM {each}($5){value}) AND ($6 = 0 OR s.reason IN (SELECT value FROM {each}($7){value}))
-	AND s.body IS NOT NULL AND NOT EXISTS (SELECT 1 FROM send r WHERE r.company = s.company AND r.replay_queue = s.queue
-		AND r.replay_pos = s.pos AND r.replay_queue IS NOT NULL)`
+	AND s.body IS NOT NULL AND (SELECT 1 FROM send r WHERE r.company = s.company AND r.replay_queue = s.queue
+		AND r.replay_pos = s.pos AND r.replay_queue IS NOT NULL LIMIT 1) IS NULL`
 
 const (
 	replayEndQuery  = `SELECT s.pos FROM send s WHERE s.company = $1 AND s.queue = $2 AND s.pos > $3` + amiss + ` ORDER BY s.pos LIMIT 1 OFFSET $4`
@@ -261,7 +261,7 @@ const replayPatience = 5 * time.Second
 
 // completeReplays goes on with replays that were left incomplete.
 func (l *Ledger) completeReplays(ctx context.Context) error {
-	ids, err := l.queueIDs(ctx, `SELECT company, id FROM queue WHERE item_count = -1 AND created_at <= {now} - $1 ORDER BY created_at LIMIT $2`,
+	ids, err := l.queueIDs(ctx, `SELECT company, id FROM queue WHERE item_count = -1 AND created_at <= (SELECT {now}) - $1 ORDER BY created_at LIMIT $2`,
 		micros(replayPatience), tidyQueues)
 	if err != nil {
 		return err

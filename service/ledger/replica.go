@@ -41,14 +41,14 @@ var sweeps = []struct {
 	query string
 	apply func(g *ground, r *record) (bool, error)
 }{
-	{"due", `SELECT company, queue, pos FROM send WHERE (state = 'scheduled' OR parked = 2) AND due_at <= {now} ORDER BY due_at LIMIT $1`,
+	{"due", `SELECT company, queue, pos FROM send WHERE (state = 'scheduled' OR parked = 2) AND due_at <= (SELECT {now}) ORDER BY due_at LIMIT $1`,
 		func(g *ground, r *record) (bool, error) {
 			if (r.raw == Scheduled || r.Parked == Backoff) && r.DueAt <= g.now {
 				g.becomeDue(r)
 			}
 			return true, nil
 		}},
-	{"expired", `SELECT company, queue, pos FROM send WHERE expire_at IS NOT NULL AND state IN ('scheduled', 'pending') AND expire_at <= {now} ORDER BY expire_at LIMIT $1`,
+	{"expired", `SELECT company, queue, pos FROM send WHERE expire_at IS NOT NULL AND state IN ('scheduled', 'pending') AND expire_at <= (SELECT {now}) ORDER BY expire_at LIMIT $1`,
 		func(g *ground, r *record) (bool, error) {
 			if r.waits() && r.ExpireAt <= g.now {
 				g.expire(r)
@@ -63,7 +63,7 @@ var sweeps = []struct {
 			}
 			return true, nil
 		}},
-	{"lapsed", `SELECT company, queue, pos FROM send WHERE state = 'sending' AND lease_until <= {now} ORDER BY lease_until LIMIT $1`,
+	{"lapsed", `SELECT company, queue, pos FROM send WHERE state = 'sending' AND lease_until <= (SELECT {now}) ORDER BY lease_until LIMIT $1`,
 		func(g *ground, r *record) (bool, error) {
 			if r.raw == Sending && r.LeaseUntil <= g.now {
 				g.lapse(r)
@@ -182,7 +182,7 @@ func (l *Ledger) forgetReplicas(ctx context.Context) error {
 	slices.Sort(gone)
 	return l.transact(ctx, func(t *tx) error {
 		for _, id := range gone {
-			t.write(`DELETE FROM replica WHERE id = $1 AND alive_until <= {now}`, id)
+			t.write(`DELETE FROM replica WHERE id = $1 AND alive_until <= (SELECT {now})`, id)
 		}
 		return nil
 	})
@@ -191,12 +191,12 @@ func (l *Ledger) forgetReplicas(ctx context.Context) error {
 // forgetGaps deletes the gaps that are over.
 func (l *Ledger) forgetGaps(ctx context.Context) error {
 	over := false
-	err := l.query(ctx, `SELECT until FROM gap WHERE until <= {now} ORDER BY until LIMIT 1`, func(scanFunc) error { over = true; return nil })
+	err := l.query(ctx, `SELECT until FROM gap WHERE until <= (SELECT {now}) ORDER BY until LIMIT 1`, func(scanFunc) error { over = true; return nil })
 	if err != nil || !over {
 		return err
 	}
 	return l.transact(ctx, func(t *tx) error {
-		t.write(`DELETE FROM gap WHERE until <= {now}`)
+		t.write(`DELETE FROM gap WHERE until <= (SELECT {now})`)
 		return nil
 	})
 }

@@ -2,18 +2,22 @@ package ledger
 
 import "context"
 
+// The sub-select reads one index. What is joined to it is joined by its columns alone: with parameters in their place
+// the planner, whose cached plan may be from when the tables were empty, would take all sends of the queue for few.
+const resultsQuery = `SELECT ` + recordColumns + `
+	FROM (SELECT y.company, y.queue, y.pos FROM send y WHERE y.company = $1 AND y.queue = $2 AND y.result_no > $3 AND y.result_no IS NOT NULL
+		ORDER BY y.result_no LIMIT $4) n
+	CROSS JOIN send s CROSS JOIN queue q
+	WHERE s.company = n.company AND s.queue = n.queue AND s.pos = n.pos AND q.company = n.company AND q.id = n.queue
+	ORDER BY s.result_no`
+
 // Results reads a batch's results in the order in which they were committed: those whose ResultNo is higher than after, up to
 // limit. Nothing with a lower number appears once a higher one was seen, and there may be numbers that nothing has.
 // The batch has given all its results when EndedAt is set, read before, and none are left. ErrCursorExpired: results
 // after this number were deleted.
 func (l *Ledger) Results(ctx context.Context, id QueueID, after int64, limit int) ([]Send, error) {
 	var out []Send
-	err := l.query(ctx, `SELECT `+recordColumns+`
-		FROM (SELECT y.pos FROM send y WHERE y.company = $1 AND y.queue = $2 AND y.result_no > $3 AND y.result_no IS NOT NULL
-			ORDER BY y.result_no LIMIT $4) n
-		JOIN send s ON s.company = $1 AND s.queue = $2 AND s.pos = n.pos
-		JOIN queue q ON q.company = $1 AND q.id = $2
-		ORDER BY s.result_no`, func(scan scanFunc) error {
+	err := l.query(ctx, resultsQuery, func(scan scanFunc) error {
 		var r record
 		err := r.scan(scan)
 		out = append(out, r.Send)

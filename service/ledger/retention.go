@@ -49,14 +49,16 @@ func (l *Ledger) Retain(ctx context.Context, keep Retention, limit int) (deleted
 	return deleted + fromBatches, looked == limit || moreBatches, err
 }
 
+const settledQuery = `SELECT s.company, s.queue, s.pos, s.settled_at, q.batch, CASE WHEN s.state = 'unknown' AND s.settled_at > {now} - $5 THEN 1 ELSE 0 END
+	FROM send s CROSS JOIN queue q WHERE ` + ownQueue + `
+		AND s.settled_at IS NOT NULL AND (s.settled_at, s.company, s.queue, s.pos) > ($1, $2, $3, $4) AND s.settled_at <= (SELECT {now}) - $6
+	ORDER BY s.settled_at, s.company, s.queue, s.pos LIMIT $7`
+
 // retainSends looks at the next sends in the order in which they were settled.
 func (l *Ledger) retainSends(ctx context.Context, final, unknown time.Duration, limit int) (deleted, looked int, err error) {
 	at := &l.retained
 	old := map[QueueID][]int64{}
-	err = l.query(ctx, `SELECT s.company, s.queue, s.pos, s.settled_at, q.batch, CASE WHEN s.state = 'unknown' AND s.settled_at > {now} - $5 THEN 1 ELSE 0 END
-		FROM send s CROSS JOIN queue q WHERE q.company = s.company AND q.id = s.queue
-			AND s.settled_at IS NOT NULL AND (s.settled_at, s.company, s.queue, s.pos) > ($1, $2, $3, $4) AND s.settled_at <= {now} - $6
-		ORDER BY s.settled_at, s.company, s.queue, s.pos LIMIT $7`, func(scan scanFunc) error {
+	err = l.query(ctx, settledQuery, func(scan scanFunc) error {
 		looked++
 		var batch, kept bool
 		if err := scan(&at.id.Company, &at.id.Queue, &at.id.Pos, &at.settledAt, flag{&batch}, flag{&kept}); err != nil {
@@ -133,7 +135,7 @@ func (t *tx) uncount(id QueueID, gone *counted) error {
 
 // retainBatches deletes the results of the batches that ended first, in their order.
 func (l *Ledger) retainBatches(ctx context.Context, final, unknown time.Duration, limit int) (deleted int, more bool, err error) {
-	ids, err := l.queueIDs(ctx, `SELECT company, id FROM queue WHERE ended_at IS NOT NULL AND ended_at <= {now} - $1 AND (unknown = 0 OR ended_at <= {now} - $2)
+	ids, err := l.queueIDs(ctx, `SELECT company, id FROM queue WHERE ended_at IS NOT NULL AND ended_at <= (SELECT {now}) - $1 AND (unknown = 0 OR ended_at <= (SELECT {now}) - $2)
 		ORDER BY ended_at LIMIT $3`, micros(final), micros(unknown), tidyQueues)
 	if err != nil {
 		return 0, false, err

@@ -23,6 +23,17 @@ const rewriteChunk = 1000
 const rewritten = ` FROM send WHERE company = $1 AND queue = $2 AND pos > $3 AND pos <= $4 AND state IN ('scheduled', 'pending')
 	AND accepted_at < $5 AND (due_at IS NULL OR due_at < $5)`
 
+const (
+	chunkQuery = `SELECT COALESCE(max(pos), $3), COALESCE(max(parked), 0) FROM (
+	SELECT pos, parked FROM send WHERE company = $1 AND queue = $2 AND pos > $3 ORDER BY pos LIMIT $4) chunk`
+	rewrittenQuery   = `SELECT pos, lane, state, parked, bot, recipient, reason` + rewritten + ` ORDER BY pos`
+	rewriteStatement = `UPDATE send SET state = CASE WHEN reason = $11 THEN 'unknown' ELSE $6 END, reason = CASE WHEN reason = $11 THEN $11 ELSE $7 END,
+		settled_at = $8, result_no = $9 + n, parked = 0, late_until = CASE WHEN parked = 2 THEN due_at ELSE late_until END,
+		claim = CASE WHEN $10 = 1 THEN COALESCE(claim, 0) ELSE claim END
+	FROM (SELECT company AS of_company, queue AS of_queue, pos AS place, row_number() OVER (ORDER BY pos) - 1 AS n` + rewritten + `) w
+	WHERE send.company = w.of_company AND send.queue = w.of_queue AND send.pos = w.place`
+)
+
 // rewriteChunk rewrites what waits among the rows that follow a position, and says up to where it came: the same
 // position again when there are no further rows. A crash leaves whole chunks behind; who goes on finds the first row
 // that is still waiting.
@@ -49,8 +60,7 @@ func (l *Ledger) rewriteChunk(ctx context.Context, id QueueID, after int64, w re
 // lookAtChunk finds the chunk's last position, and whether there are rows in it that keep others from being sent.
 func (l *Ledger) lookAtChunk(ctx context.Context, id QueueID, after int64) (last int64, blocking bool, err error) {
 	last = after
-	err = l.query(ctx, `SELECT COALESCE(max(pos), $3), COALESCE(max(parked), 0) FROM (
-			SELECT pos, parked FROM send WHERE company = $1 AND queue = $2 AND pos > $3 ORDER BY pos LIMIT $4) chunk`,
+	err = l.query(ctx, chunkQuery,
 		func(scan scanFunc) error {
 			var parked Parked
 			err := scan(&last, &parked)
@@ -69,7 +79,7 @@ func (g *ground) rewrite(id QueueID, after, last int64, w rewriting, frees bool)
 	g.lockQueues([]QueueID{id})
 	g.t.read(`SELECT {now}`, func(scan scanFunc) error { return scan(&g.now) })
 	n, lost, scheduled := int64(0), int64(0), int64(0)
-	g.t.read(`SELECT pos, lane, state, parked, bot, recipient, reason`+rewritten+` ORDER BY pos`, func(scan scanFunc) error {
+	g.t.read(rewrittenQuery, func(scan scanFunc) error {
 		r := record{Send: Send{ID: ID{Company: id.Company, Queue: id.Queue}}}
 		if err := scan(&r.ID.Pos, &r.Lane, &r.raw, &r.Parked, &r.Bot, &r.Recipient, &r.Reason); err != nil {
 			return err
@@ -118,11 +128,7 @@ func (g *ground) rewrite(id QueueID, after, last int64, w rewriting, frees bool)
 // an attempt of which nobody knows becomes unknown, as it does one by one. What becomes unknown without ever having
 // been claimed, as far as this ledger knows, has the claim number 0, which is nobody's.
 func (g *ground) numberRewritten(id QueueID, after, last int64, w rewriting, nextResult int64) {
-	g.t.write(`UPDATE send SET state = CASE WHEN reason = $11 THEN 'unknown' ELSE $6 END, reason = CASE WHEN reason = $11 THEN $11 ELSE $7 END,
-			settled_at = $8, result_no = $9 + n, parked = 0, late_until = CASE WHEN parked = 2 THEN due_at ELSE late_until END,
-			claim = CASE WHEN $10 = 1 THEN COALESCE(claim, 0) ELSE claim END
-		FROM (SELECT pos AS place, row_number() OVER (ORDER BY pos) - 1 AS n`+rewritten+`) w
-		WHERE send.company = $1 AND send.queue = $2 AND send.pos = w.place`,
+	g.t.write(rewriteStatement,
 		id.Company, id.Queue, after, last, w.before, string(w.to), w.reason, g.now, nextResult, oneIf(w.to == Unknown), ReasonUnknown)
 }
 

@@ -87,7 +87,7 @@ CREATE INDEX queue_cancelled ON queue (cancelled_at) WHERE state = 'cancelled' A
 CREATE INDEX queue_unsealed ON queue (uploaded_at) WHERE batch = 1 AND item_count IS NULL;
 CREATE INDEX queue_replaying ON queue (created_at) WHERE item_count = -1;
 CREATE INDEX queue_ended ON queue (ended_at) WHERE ended_at IS NOT NULL;
-CREATE INDEX queue_listed ON queue (company, caller, created_at) WHERE batch = 1;
+CREATE INDEX queue_listed ON queue (caller, company, created_at, id) WHERE batch = 1;
 CREATE UNIQUE INDEX queue_loose ON queue (company, lane, caller) WHERE batch = 0;
 CREATE UNIQUE INDEX queue_request ON queue (company, caller, request_id) WHERE request_id IS NOT NULL;
 
