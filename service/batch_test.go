@@ -665,17 +665,9 @@ func TestScheduled(t *testing.T) {
 		if send.State != facadev1.Send_SCHEDULED || send.EstimatedSendTime == nil {
 			t.Errorf("%v", send)
 		}
-		for {
-			if sends := f.sim.SendsWithText("a su hora"); len(sends) == 1 {
-				if sends[0].At.Before(due) {
-					t.Errorf("sent %v early", due.Sub(sends[0].At))
-				}
-				return
-			}
-			if time.Since(due) > 10*time.Second {
-				t.Fatal("it was not sent")
-			}
-			<-time.After(5 * time.Millisecond)
+		f.eventually(func() bool { return len(f.sim.SendsWithText("a su hora")) == 1 })
+		if at := f.sim.SendsWithText("a su hora")[0].At; at.Before(due) {
+			t.Errorf("sent %v early", due.Sub(at))
 		}
 	})
 }

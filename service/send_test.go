@@ -279,7 +279,7 @@ func TestThrottled(t *testing.T) {
 	})
 }
 
-// TestUnary limits: 20 calls at once at 5 a second all arrive, and never more than 5 in any second.
+// TestLimit: 20 calls at once at 5 a second all arrive, and never more than 5 in any second.
 func TestLimit(t *testing.T) {
 	f := newFacade(t, func(s *setup) {
 		s.pace = pace.Config{}
@@ -352,9 +352,7 @@ func TestStop(t *testing.T) {
 			}()
 		}
 		f.waitFor(func(n ledger.Totals) bool { return n.Accepted == 2 })
-		for f.sim.Report().Arrived == 0 {
-			time.Sleep(time.Millisecond) // until the first is under way
-		}
+		f.eventually(func() bool { return f.sim.Report().Arrived > 0 })
 		f.stop()
 		sent, drained := 0, 0
 		for range 2 {
