@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"time"
 
 	"google.golang.org/grpc"
@@ -20,25 +21,34 @@ import (
 // wait. A send that is there already is never refused: deduplication comes first. Nothing is locked for it, so the bounds
 // are soft by the adds in flight.
 func (s *core) admit(ctx context.Context, n ledger.NewSend, within time.Duration) (time.Duration, error) {
-	wait, err := s.dispatch.Estimate(ctx, n.Company, n.Lane, n.Caller)
+	refused, err := s.queueFull(ctx, n, 1)
 	if err != nil {
 		return 0, err
 	}
-	refused := s.missesDeadline(n, wait, within)
+	var wait time.Duration
+	if n.DueAt != 0 {
+		within = forever // its time comes when it comes
+	}
 	if refused == nil {
-		if refused, err = s.queueFull(ctx, n, 1); err != nil {
-			return 0, err
+		var ok bool
+		if wait, ok, err = s.dispatch.Admit(ctx, n.Company, n.Lane, n.Caller, within); err != nil || ok {
+			return wait, err
 		}
+		refused = missesDeadline(wait, within)
 	}
-	if refused != nil {
-		if known, err := s.known(ctx, n); known || err != nil {
-			return 0, err
-		}
-		return 0, refused
+	known, err := s.known(ctx, n)
+	switch {
+	case err != nil:
+		return 0, err
+	case known:
+		s.dispatch.Added(n.Company, n.Lane, n.Caller, 1) // which add takes back
+		return wait, nil
 	}
-	s.dispatch.Added(n.Company, n.Lane, n.Caller, 1)
-	return wait, nil
+	return 0, refused
 }
+
+// forever is longer than any wait.
+const forever = math.MaxInt64
 
 // admitItems is admit for items of one batch, which wait as long as it takes.
 func (s *core) admitItems(ctx context.Context, items []ledger.NewSend) error {
@@ -54,10 +64,7 @@ func (s *core) admitItems(ctx context.Context, items []ledger.NewSend) error {
 	return nil
 }
 
-func (s *core) missesDeadline(n ledger.NewSend, wait, within time.Duration) *fault {
-	if n.DueAt != 0 || wait <= within {
-		return nil
-	}
+func missesDeadline(wait, within time.Duration) *fault {
 	if wait > maxAhead {
 		return newFault(facadev1.ErrorReason_WOULD_MISS_DEADLINE, "the company is held and nobody can say when it sends again; nothing was stored")
 	}
@@ -107,8 +114,11 @@ func (s *core) known(ctx context.Context, n ledger.NewSend) (bool, error) {
 
 // startWithin is how soon a send has to leave whose caller waits for so long: what leaves later is answered to nobody.
 func (s *core) startWithin(companyID int64, wait time.Duration) time.Duration {
-	return wait - min(s.dispatch.Trip(companyID), wait/2)
+	return wait - min(s.dispatch.Trip(companyID)+wait/unseenTrip, wait/2)
 }
+
+// unseenTrip is the part of a caller's time that is kept for a trip longer than any lately.
+const unseenTrip = 8
 
 // estimate is when a send that waits will leave, as far as one can say.
 func (s *core) estimate(ctx context.Context, row ledger.Send) *timestamppb.Timestamp {

@@ -165,6 +165,30 @@ func (d *Dispatcher) Estimate(ctx context.Context, companyID int64, lane ledger.
 	return d.estimate(ctx, companyID, place{share{lane, caller}, 0, -1})
 }
 
+// admitSlack is the part of an estimated wait by which it may turn out longer, within which nothing is promised.
+const admitSlack = 16
+
+// Admit is Estimate for a send that is about to be stored where its wait is surely over within a time. It counts from now on,
+// so that of those who ask together each finds the others before it.
+func (d *Dispatcher) Admit(ctx context.Context, companyID int64, lane ledger.Lane, caller string, within time.Duration) (wait time.Duration, ok bool, err error) {
+	c, found := d.companies[companyID]
+	if !found {
+		return 0, true, nil
+	}
+	if err := d.freshen(ctx, c, lineStale); err != nil {
+		return 0, false, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	to := share{lane, caller}
+	wait = c.startsIn(place{to, 0, -1})
+	if wait+wait/admitSlack > within {
+		return wait, false, nil
+	}
+	c.line.add(time.Now(), to, 1)
+	return wait, true, nil
+}
+
 // EstimateAt is the same for a send that has so many of its queue before it.
 func (d *Dispatcher) EstimateAt(ctx context.Context, queue ledger.QueueID, lane ledger.Lane, caller string, before int64) (time.Duration, error) {
 	return d.estimate(ctx, queue.Company, place{share{lane, caller}, queue.Queue, before})
@@ -259,7 +283,8 @@ func (d *Dispatcher) count(ctx context.Context) {
 	}
 }
 
-// Added notes that this process is about to store sends, so that the next estimate knows of them before they are counted.
+// Added notes that this process is about to store sends, so that the next estimate knows of them before they are counted; or,
+// less than none, that it has not stored some that it was about to.
 func (d *Dispatcher) Added(companyID int64, lane ledger.Lane, caller string, n int) {
 	if c := d.companies[companyID]; c != nil {
 		c.mu.Lock()
