@@ -25,14 +25,11 @@ type usage struct {
 
 // Capacity is what a caller may know of a company.
 type Capacity struct {
-	Pace         pace.Status
-	Window       time.Duration
-	Halt         Halt
-	Used, Mine   float64 // of the allowance over the last minute, by all and by the caller, 0 to 1
-	Lanes        [ledger.Bulk + 1]LaneCapacity
-	PauseEnds    time.Time // when at least sending goes on; zero without a pause, or where somebody has to end it
-	Unreachable  bool      // this process cannot reach Jelou
-	WaitingTotal int64
+	Pace       pace.Status
+	PauseEnds  time.Time // when at least sending goes on; zero without a pause, or where somebody has to end it
+	Window     time.Duration
+	Used, Mine float64 // of the allowance over the last minute, by all and by the caller, 0 to 1
+	Lanes      [ledger.Bulk + 1]LaneCapacity
 }
 
 // LaneCapacity is what waits in a lane.
@@ -49,7 +46,7 @@ func (d *Dispatcher) Capacity(ctx context.Context, companyID int64, caller strin
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	out := Capacity{Pace: c.status(), Window: c.rule.EachWindow(), Halt: c.halted, Unreachable: c.unreachable > 0}
+	out := Capacity{Pace: c.status(), Window: c.rule.EachWindow()}
 	if out.Pace.Pause != pace.NotPaused && out.Pace.PauseUntil != pace.Never {
 		out.PauseEnds = c.clock.local(out.Pace.PauseUntil)
 	}

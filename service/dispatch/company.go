@@ -42,7 +42,7 @@ type company struct {
 	repeatAt    time.Time // when the next repeated attempt fits into its share of the allowance
 
 	pause   pace.Pause // as last logged
-	halted  Halt       // why the ledger gives nothing
+	halted  halt       // why the ledger gives nothing
 	refused [32]byte   // fingerprint of the credential that Jelou refused
 	unacked int        // replies without the transport's acknowledgement that was asked for
 
@@ -53,14 +53,14 @@ type company struct {
 	use      []usage // samples of the last minute
 }
 
-// Halt is why the ledger gives nothing though something may wait.
-type Halt int8
+// halt is why the ledger gives nothing though something may wait.
+type halt int8
 
 // The reasons.
 const (
-	NotHalted     Halt = iota
-	HaltedRewound      // the ledger went back in time
-	HaltedHeld         // the ledger is held until a person releases it
+	notHalted     halt = iota
+	haltedRewound      // the ledger went back in time
+	haltedHeld         // the ledger is held until a person releases it
 )
 
 func newCompany(co *Company, clock *clock, log *slog.Logger) *company {
@@ -159,7 +159,7 @@ func (c *company) learn(now time.Time, cl ledger.Claim, d *decision) (time.Time,
 	defer c.mu.Unlock()
 	c.setHalt(cl)
 	switch {
-	case c.halted != NotHalted:
+	case c.halted != notHalted:
 		return now.Add(lookAgain), glanceLook
 	case cl.Busy && c.rank == 0:
 		return now.Add(busyWait), claimLook
@@ -391,23 +391,23 @@ var pauseReasons = map[pace.Pause]string{
 	pace.PausedHeld:          "held",
 }
 
-var haltReasons = map[Halt]string{
-	HaltedRewound: "the ledger went back in time",
-	HaltedHeld:    "the ledger is held until a person releases it",
+var haltReasons = map[halt]string{
+	haltedRewound: "the ledger went back in time",
+	haltedHeld:    "the ledger is held until a person releases it",
 }
 
 // setHalt notes, and logs, when the ledger gives nothing for the company though something may wait.
 func (c *company) setHalt(cl ledger.Claim) {
-	halted := NotHalted
+	halted := notHalted
 	switch {
 	case cl.Busy:
 		return // nobody looked
 	case cl.Rewound:
-		halted = HaltedRewound
+		halted = haltedRewound
 	case cl.Held:
-		halted = HaltedHeld
+		halted = haltedHeld
 	}
-	if halted != c.halted && halted != NotHalted {
+	if halted != c.halted && halted != notHalted {
 		c.log.Error("nothing is sent", slog.String("why", haltReasons[halted]))
 	}
 	c.halted = halted
