@@ -56,6 +56,7 @@ type setup struct {
 	secret  string
 	pace    pace.Config
 	ledger  ledger.Config // Path is a new one unless it is given
+	bounds  service.Bounds
 }
 
 // newFacade starts everything; the end of the test stops it and checks what must hold after every scenario.
@@ -90,7 +91,7 @@ func newFacade(t *testing.T, change func(*setup)) *facade {
 	f.must(err)
 	company := &dispatch.Company{ID: id, Name: "sandbox", Client: client, Pace: s.pace, AttemptTimeout: 2 * time.Second}
 	server, err := service.New(service.Config{
-		GRPCAddress: "127.0.0.1:0", HTTPAddress: "127.0.0.1:0", Ledger: f.ledger, DrainTimeout: 3 * time.Second, Logger: log,
+		GRPCAddress: "127.0.0.1:0", HTTPAddress: "127.0.0.1:0", Ledger: f.ledger, DrainTimeout: 3 * time.Second, Bounds: s.bounds, Logger: log,
 		Bots: map[string]*dispatch.Company{"demo": company, "disabled": company, "+593900000000": company},
 	})
 	f.must(err)

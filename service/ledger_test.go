@@ -43,6 +43,9 @@ func TestLedgerHeld(t *testing.T) {
 		}
 		for _, part := range []string{"", "-wal"} {
 			data, err := os.ReadFile(original + part)
+			if os.IsNotExist(err) {
+				continue // the log was written back
+			}
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -64,6 +64,12 @@ func withID(r *facadev1.SendMessageRequest, id string) *facadev1.SendMessageRequ
 	return r
 }
 
+func queued(text string) *facadev1.SendMessageRequest {
+	r := textTo(openUser, text)
+	r.Mode = facadev1.SendOptions_QUEUE
+	return r
+}
+
 func image() *facadev1.SendMessageRequest {
 	return &facadev1.SendMessageRequest{BotId: "demo", UserId: openUser, Message: &facadev1.Message{Content: &facadev1.Message_Image{Image: &facadev1.ImageContent{MediaUrl: "https://cdn.example.ec/f/991.png"}}}}
 }
@@ -125,6 +131,13 @@ var refusals = []refusal{
 				f.Fatal(err)
 			}
 		}, method: sendMessage, request: textTo(openUser, "hola")},
+	{name: "too many wait", reason: "QUEUE_FULL", code: codes.ResourceExhausted, http: 429, retry: true,
+		setup: func(s *setup) { slow(s); s.bounds.Company = 1 },
+		before: func(f *facade, tr transport) {
+			if _, _, err := f.sendText(tr, queued("the one before "+tr.name)); err != nil {
+				f.Fatal(err)
+			}
+		}, method: sendMessage, request: queued("hola")},
 	{name: "request_id reused", reason: "REQUEST_ID_REUSED", code: codes.InvalidArgument, http: 400,
 		before: func(f *facade, tr transport) {
 			if _, _, err := f.sendText(tr, withID(textTo(openUser, "first"), "order-1")); err != nil {
