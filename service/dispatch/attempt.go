@@ -31,7 +31,7 @@ func (d *Dispatcher) attempt(work context.Context, c *company, send ledger.Send,
 	d.check.attempted(c, send, timing)
 	c.noteReply(start, timing, err)
 	s := d.settlement(c, send, result, err, over)
-	s.Pace = c.settlePace(send.Claim, result, err)
+	s.Pace = c.settlePace(send.Claim, result, err, over)
 	d.settle(work, c, s, over, timing)
 	c.landed(over, start, err == nil || err.Outcome != jelou.Unreachable)
 	d.replan(c)
@@ -84,7 +84,7 @@ func (d *Dispatcher) watchAck(ctx context.Context, c *company, claim int64) (wat
 		timer = time.AfterFunc(rule.EachWindow()/2, func() {
 			defer close(told)
 			d.updatePace(ctx, c, func(b *pace.Budget, now pace.Time) bool {
-				return b.Acked(rule, now, claim, time.Since(at), trip)
+				return b.Acked(rule, now, claim, d.clock.ago(at, now, at), trip)
 			})
 			d.replan(c)
 		})
@@ -137,9 +137,8 @@ func timingOf(r *jelou.Result, e *jelou.Error) jelou.Timing {
 	return r.Timing
 }
 
-// replyOf is what a slot learns of an attempt, when it is told now. An unreadable or 5xx answer is evidence of
-// arrival too.
-func replyOf(r *jelou.Result, e *jelou.Error) pace.Reply {
+// replyOf is what a slot learns of an attempt. An unreadable or 5xx answer is evidence of arrival too.
+func replyOf(r *jelou.Result, e *jelou.Error, ago func(seen time.Time) time.Duration) pace.Reply {
 	t := timingOf(r, e)
 	reply := pace.Reply{Outcome: pace.Answered, Trip: t.Trip, AckTrip: t.AckTrip}
 	if e != nil {
@@ -155,20 +154,20 @@ func replyOf(r *jelou.Result, e *jelou.Error) pace.Reply {
 		}
 	}
 	if !t.Seen.IsZero() {
-		reply.Ago = time.Since(t.Seen)
+		reply.Ago = ago(t.Seen)
 	}
 	if !t.Acked.IsZero() {
-		reply.AckAgo = time.Since(t.Acked)
+		reply.AckAgo = ago(t.Acked)
 	}
 	return reply
 }
 
-// settlePace settles a slot under the company's lock. How long ago something was seen is computed there, as late as
-// possible, and again when the transaction is repeated.
-func (c *company) settlePace(claim int64, r *jelou.Result, e *jelou.Error) func(now int64, state []byte) []byte {
+// settlePace settles a slot under the company's lock, after the attempt was over.
+func (c *company) settlePace(claim int64, r *jelou.Result, e *jelou.Error, over time.Time) func(now int64, state []byte) []byte {
 	return func(now int64, state []byte) []byte {
 		var b pace.Budget
-		if b.UnmarshalBinary(state) != nil || !b.Settle(c.currentRule(), pace.Time(now), claim, replyOf(r, e)) {
+		reply := replyOf(r, e, func(seen time.Time) time.Duration { return c.clock.ago(over, pace.Time(now), seen) })
+		if b.UnmarshalBinary(state) != nil || !b.Settle(c.currentRule(), pace.Time(now), claim, reply) {
 			return state
 		}
 		data := marshal(&b) // before others may read it

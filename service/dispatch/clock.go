@@ -48,6 +48,16 @@ func (c *clock) now() pace.Time { return c.at(time.Now()) }
 // at is the database's time at a moment of this process's.
 func (c *clock) at(t time.Time) pace.Time { return pace.Time(0).Add(t.Sub(c.base) + c.behind()) }
 
+// ago is how long before now, which was read from the database since sent, something was seen here: rather too short than
+// too long. The database's clock is read before its answer comes here, so counting from here to now would make
+// evidence too old by that, and a slot free too early.
+func (c *clock) ago(sent time.Time, now pace.Time, seen time.Time) time.Duration {
+	c.read(sent, now)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return now.Sub(pace.Time(0).Add(seen.Sub(c.base)+c.db.BehindMost()) + 1) // rounded up
+}
+
 // local is when now will be at.
 func (c *clock) local(at pace.Time) time.Time { return c.base.Add(at.Sub(0) - c.behind()) }
 

@@ -71,8 +71,11 @@ func (d *Dispatcher) runRead(ctx context.Context, c *company, g grant, f func(co
 	if e == nil && err != nil {
 		e = &jelou.Error{Outcome: jelou.Unknown}
 	}
-	d.settleRead(ctx, c, g, func() pace.Reply { return replyOf(&jelou.Result{Timing: timing}, e) })
-	c.landed(time.Now(), g.start, e == nil || e.Outcome != jelou.Unreachable)
+	over := time.Now()
+	d.settleRead(ctx, c, g, func(now pace.Time) pace.Reply {
+		return replyOf(&jelou.Result{Timing: timing}, e, func(seen time.Time) time.Duration { return d.clock.ago(over, now, seen) })
+	})
+	c.landed(over, g.start, e == nil || e.Outcome != jelou.Unreachable)
 	d.replan(c)
 	return err
 }
@@ -89,17 +92,17 @@ func (d *Dispatcher) grantRead(work context.Context, c *company, dec *decision, 
 
 // giveBack frees a slot that nothing left with.
 func (d *Dispatcher) giveBack(ctx context.Context, c *company, g grant) {
-	d.settleRead(ctx, c, g, func() pace.Reply { return pace.Reply{Outcome: pace.NeverLeft} })
+	d.settleRead(ctx, c, g, func(pace.Time) pace.Reply { return pace.Reply{Outcome: pace.NeverLeft} })
 	c.gaveBack()
 	d.replan(c)
 }
 
 // settleRead settles a read's slot. Where that fails the slot is kept until its lease has ended: late, never early.
-func (d *Dispatcher) settleRead(ctx context.Context, c *company, g grant, reply func() pace.Reply) {
+func (d *Dispatcher) settleRead(ctx context.Context, c *company, g grant, reply func(now pace.Time) pace.Reply) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaseGrace)
 	defer cancel()
 	rule := c.currentRule()
-	d.updatePace(ctx, c, func(b *pace.Budget, now pace.Time) bool { return b.Settle(rule, now, g.claim, reply()) })
+	d.updatePace(ctx, c, func(b *pace.Budget, now pace.Time) bool { return b.Settle(rule, now, g.claim, reply(now)) })
 }
 
 func (c *company) addRead(r *read) bool {

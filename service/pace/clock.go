@@ -39,3 +39,7 @@ func (c *Clock) Jumped(sent, received time.Duration, db Time) bool {
 // before the first look. A replica that acts when its own clock plus this has
 // reached a moment is not too early.
 func (c *Clock) Behind() time.Duration { return span(c.low) }
+
+// BehindMost is how far it is behind at most: what a replica saw at a moment of its
+// own clock happened no later than that plus this.
+func (c *Clock) BehindMost() time.Duration { return span(c.high) }

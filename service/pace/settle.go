@@ -30,7 +30,8 @@ const (
 // claimant's own clock, never times.
 type Reply struct {
 	Outcome Outcome
-	// Ago is how long before this settle the answer or the close was seen.
+	// Ago is how long before now the answer or the close was seen, rather too short
+	// than too long: now was read before it came to whoever fills this in.
 	Ago time.Duration
 	// Trip is from the first byte written to the first byte of the answer. It
 	// must not hold the making of a connection: the credit would be too large.
