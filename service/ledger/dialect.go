@@ -22,6 +22,8 @@ import (
 //	{each}($N){value}  the texts of the JSON array $N, as rows with a column value
 //	{find}(a, b)       where the text a has b in it; zero: nowhere
 //	{timeline}   of the database; where it has none, what the table home says
+//	{amiss}      behind the table send: go through the index of sends that are amiss, which SQLite takes for no better
+//	             than the table
 type dialect struct {
 	begin     string
 	words     *strings.Replacer
@@ -67,7 +69,7 @@ func newSQLiteDialect() *dialect {
 			"{now}", "clock_us()",
 			"{lock}", "", "{lock skip}", "", "{share}", "", "{all}", "", "{all skip}", "",
 			"{in 1}", "IN (SELECT value FROM json_each($1))",
-			"{each}", "json_each", "{value}", "", "{find}", "instr", "{timeline}", homeTimeline,
+			"{each}", "json_each", "{value}", "", "{find}", "instr", "{timeline}", homeTimeline, "{amiss}", " INDEXED BY send_amiss",
 		),
 		positions: "UPDATE counter SET next = next + $1 WHERE name = 'send_pos' RETURNING next - $1",
 		list: func(ids []int64) any {
@@ -96,7 +98,7 @@ func newPostgresDialect(timeline string) *dialect {
 			"{lock}", "FOR NO KEY UPDATE", "{lock skip}", "FOR NO KEY UPDATE SKIP LOCKED",
 			"{share}", "FOR KEY SHARE", "{all}", "FOR UPDATE", "{all skip}", "FOR UPDATE SKIP LOCKED",
 			"{in 1}", "= ANY($1::bigint[])",
-			"{each}", "jsonb_array_elements_text", "{value}", " AS each(value)", "{find}", "strpos", "{timeline}", timeline,
+			"{each}", "jsonb_array_elements_text", "{value}", " AS each(value)", "{find}", "strpos", "{timeline}", timeline, "{amiss}", "",
 		),
 		positions: "SELECT nextval('send_pos') FROM generate_series(1, $1::bigint)",
 		list:      func(ids []int64) any { return ids },

@@ -232,8 +232,12 @@ type source struct {
 }
 
 func (f *SendFilter) inQueue(after Cursor) source {
+	table := "send s"
+	if f.amiss() != "" {
+		table += "{amiss}"
+	}
 	return source{
-		company: f.Queue.Company, table: "send s", where: ` s.company = $1 AND s.queue = $2 AND s.pos > $3 AND s.pos <= $4` + f.amiss(),
+		company: f.Queue.Company, table: table, where: ` s.company = $1 AND s.queue = $2 AND s.pos > $3 AND s.pos <= $4` + f.amiss(),
 		key: `0, s.queue, s.pos`, order: ` ORDER BY s.pos`,
 		args: func(end Cursor) []any {
 			return []any{f.Queue.Company, f.Queue.Queue, after.ID.Pos, cmp.Or(end.ID.Pos, math.MaxInt64)}

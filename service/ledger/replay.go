@@ -137,13 +137,13 @@ type replaying struct {
 }
 
 // chosen are the sends of the source ($1, $2) from $3 to $4 that are to be replayed.
-const chosen = ` FROM send s WHERE s.company = $1 AND s.queue = $2 AND s.pos > $3 AND s.pos <= $4` + amiss + `
+const chosen = ` FROM send s{amiss} WHERE s.company = $1 AND s.queue = $2 AND s.pos > $3 AND s.pos <= $4` + amiss + `
 	AND s.state IN (SELECT value FROM {each}($5){value}) AND ($6 = 0 OR s.reason IN (SELECT value FROM {each}($7){value}))
 	AND s.body IS NOT NULL AND (SELECT 1 FROM send r WHERE r.company = s.company AND r.replay_queue = s.queue
 		AND r.replay_pos = s.pos AND r.replay_queue IS NOT NULL LIMIT 1) IS NULL`
 
 const (
-	replayEndQuery  = `SELECT s.pos FROM send s WHERE s.company = $1 AND s.queue = $2 AND s.pos > $3` + amiss + ` ORDER BY s.pos LIMIT 1 OFFSET $4`
+	replayEndQuery  = `SELECT s.pos FROM send s{amiss} WHERE s.company = $1 AND s.queue = $2 AND s.pos > $3` + amiss + ` ORDER BY s.pos LIMIT 1 OFFSET $4`
 	replayLateQuery = `SELECT s.pos, s.late_until` + chosen + ` AND s.state = 'unknown' AND s.late_until > $8 ORDER BY s.pos LIMIT 1`
 	copyStatement   = `INSERT INTO send (company, queue, pos, lane, caller, bot, recipient, kind, labels, state, on_unknown, accepted_at, expire_at,
 		replay_queue, replay_pos, hash, hash_version, body)
