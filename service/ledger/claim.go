@@ -506,8 +506,9 @@ func (l *Ledger) findClaimed(ctx context.Context, c *claiming, lost error) error
 			g.lockCompanies(lockCompanies, companies) // waits for the lost transaction to end
 			for _, claim := range c.out {
 				if s := claim.Send; s != nil {
-					t.read(`SELECT pos FROM send WHERE company = $1 AND queue = $2 AND pos = $3 AND state = 'sending' AND claim = $4 AND claimant = $5`,
-						func(scanFunc) error { mine[s.ID] = true; return nil }, s.ID.Company, s.ID.Queue, s.ID.Pos, s.Claim, l.replica)
+					// The body was on its way with the answer that was lost.
+					t.read(`SELECT body FROM send WHERE company = $1 AND queue = $2 AND pos = $3 AND state = 'sending' AND claim = $4 AND claimant = $5`,
+						func(scan scanFunc) error { mine[s.ID] = true; return scan(&s.Body) }, s.ID.Company, s.ID.Queue, s.ID.Pos, s.Claim, l.replica)
 				}
 			}
 			return cmp.Or(t.flush(), errRollback)

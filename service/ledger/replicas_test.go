@@ -1,6 +1,7 @@
 package ledger
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -322,6 +323,27 @@ func TestLostCommits(t *testing.T) {
 	}
 	if totals, err := l.Totals(t.Context()); err != nil || totals != (Totals{Accepted: 2, Sent: 1, Expired: 1}) {
 		t.Errorf("%+v, %v", totals, err)
+	}
+}
+
+// All answers of the round that committed a claim are lost, with the body among them.
+func TestLostClaimKeepsItsBody(t *testing.T) {
+	dsn := ledgertest.Postgres(t)
+	p := newProxy(t, dsn)
+	l := mustOpen(t, Config{URL: p.url, ListenURL: dsn, Replica: "one"})
+	company := mustCompany(t, l, "acme")
+	mustAdd(t, l, newSend(company, 1))
+	lost := 0
+	p.set(func(kind byte, payload []byte) verdict {
+		if kind == 'D' && lost == 0 && bytes.Contains(payload, []byte("body 1")) {
+			lost++
+			return cut
+		}
+		return forward
+	})
+	s := mustClaim(t, l, company, chooseFirst)
+	if s == nil || lost != 1 || string(s.Body) != "body 1" {
+		t.Errorf("claimed %+v after %d cuts, want it with its body", s, lost)
 	}
 }
 
