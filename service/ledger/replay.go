@@ -97,7 +97,7 @@ func (t *tx) beginReplay(id QueueID, r *NewReplay) (batchRow, replayed, error) {
 		return b, replayed{complete: true}, err
 	}
 	c, err := t.replayChunk(b.ID)
-	if err == nil && c.complete && c.items == 0 {
+	if err == nil && c.complete && c.total == 0 {
 		err = ErrNothingToReplay
 	}
 	return b, c, err
@@ -106,7 +106,8 @@ func (t *tx) beginReplay(id QueueID, r *NewReplay) (batchRow, replayed, error) {
 // replayed is what a chunk did.
 type replayed struct {
 	lane     Lane
-	items    int64
+	items    int64 // of this chunk
+	total    int64 // of the batch
 	complete bool
 	wait     time.Duration // before the next chunk: somebody may still have evidence
 }
@@ -181,11 +182,12 @@ func (t *tx) replayChunk(id QueueID) (replayed, error) {
 	if err != nil {
 		return replayed{}, err
 	}
+	out := replayed{lane: r.lane, items: items, total: r.next - 1 + items, complete: complete, wait: wait}
 	if !complete {
 		t.writeOne(`UPDATE queue SET source_pos = $3 WHERE company = $1 AND id = $2 AND item_count = -1`, id.Company, id.Queue, end)
-		return replayed{lane: r.lane, items: items, wait: wait}, t.flush()
+		return out, t.flush()
 	}
-	return replayed{lane: r.lane, items: items, complete: true}, t.completeReplay(&r)
+	return out, t.completeReplay(&r)
 }
 
 func (r *replaying) args(end int64) []any {

@@ -271,6 +271,25 @@ func TestReplayGoesOnUnderItsRequestID(t *testing.T) {
 	})
 }
 
+// Its last chunk may have nothing to copy.
+func TestReplayWhoseRestIsGone(t *testing.T) {
+	eachBackend(t, func(t *testing.T, c Config) {
+		l := mustOpen(t, c)
+		company := mustCompany(t, l, "acme")
+		source := mustSpoil(t, l, company, 1500)
+		r := newReplay(source, Failed)
+		r.RequestID = "again"
+		id, c1, err := beginReplay(t, l, r)
+		if err != nil || c1.complete {
+			t.Fatalf("%+v, %v", c1, err)
+		}
+		mustExec(t, l, `UPDATE send SET body = NULL WHERE queue = $1 AND state = 'failed'`, source.ID.Queue)
+		if b, joined, err := l.Replay(t.Context(), r); err != nil || !joined || b.ID != id || b.Counts.Accepted != c1.items {
+			t.Errorf("asked again: %+v, %v, %v", b, joined, err)
+		}
+	})
+}
+
 func TestCancelledReplayGrowsNoMore(t *testing.T) {
 	eachBackend(t, func(t *testing.T, c Config) {
 		l := mustOpen(t, c)
