@@ -402,28 +402,16 @@ func (s *call) once(ctx context.Context, f *fleet) error {
 	return nil
 }
 
-// settle waits until nothing in the ledger waits any more.
+// settle waits until nothing in the ledger waits any more. What waits for too long is counted.
 func (c *campaign) settle() error {
 	ctx, cancel := context.WithTimeoutCause(c.b.ctx, c.plan.quiet, errors.New("it does not become quiet"))
 	defer cancel()
-	sends := facadev1.NewSendServiceClient(c.fleet.any().conn)
-	for {
-		r, err := sends.ListSends(ctx, &facadev1.ListSendsRequest{
-			PageSize: 1, States: []resultState{facadev1.Send_SCHEDULED, facadev1.Send_PENDING, facadev1.Send_SENDING},
-		})
-		switch {
-		case ctx.Err() != nil && c.b.ctx.Err() == nil:
-			c.b.progress("%s: %v", c.ledger, context.Cause(ctx))
-			return nil // what waits is counted
-		case err != nil:
-			return err
-		case len(r.Sends) == 0 && r.NextPageToken == "":
-			return nil
-		}
-		if err := sleep(c.b.ctx, 200*time.Millisecond); err != nil {
-			return err
-		}
+	err := c.fleet.any().quiet(ctx)
+	if err != nil && ctx.Err() != nil && c.b.ctx.Err() == nil {
+		c.b.progress("%s: %v", c.ledger, err)
+		return nil
 	}
+	return err
 }
 
 // rows are all sends of the ledger.

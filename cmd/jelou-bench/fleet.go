@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -121,6 +122,27 @@ func failureOf(err error) failure {
 func (f failure) mayRepeat() bool {
 	return f.code == codes.Unavailable || f.code == codes.ResourceExhausted && f.reason != "" || f.code == codes.DeadlineExceeded && f.reason == "" ||
 		f.code == codes.Internal && f.reason == "" || f.code == codes.Canceled && f.reason == ""
+}
+
+// quiet waits until nothing in the ledger waits any more.
+func (f *facade) quiet(ctx context.Context) error {
+	sends := facadev1.NewSendServiceClient(f.conn)
+	for {
+		r, err := sends.ListSends(ctx, &facadev1.ListSendsRequest{
+			PageSize: 1, States: []resultState{facadev1.Send_SCHEDULED, facadev1.Send_PENDING, facadev1.Send_SENDING},
+		})
+		switch {
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case err != nil:
+			return err
+		case len(r.Sends) == 0 && r.NextPageToken == "":
+			return nil
+		}
+		if err := sleep(ctx, 200*time.Millisecond); err != nil {
+			return err
+		}
+	}
 }
 
 // resident is a process's memory in MiB as the kernel counts it.

@@ -29,7 +29,7 @@ type benchmark struct {
 var benchmarks = []benchmark{
 	overheadBenchmark, pacingBenchmark, limitBenchmark, lanesBenchmark, fairnessBenchmark, overloadBenchmark,
 	throttleBenchmark, failoverBenchmark, clockBenchmark, etaBenchmark, crashBenchmark, cutsBenchmark,
-	ingestBenchmark, companiesBenchmark,
+	ingestBenchmark, companiesBenchmark, retriesBenchmark,
 }
 
 func main() {
