@@ -16,7 +16,6 @@ type campaign struct {
 	company int64
 	batches []*modelBatch
 	flying  []*Send
-	n       int
 }
 
 // modelBatch is what a batch has to be.
