@@ -21,8 +21,8 @@ var (
 	ErrNotFound = errors.New("not found in the ledger")
 	// ErrRequestIDReused: the request id was used by this caller for other content.
 	ErrRequestIDReused = errors.New("the request id was used for other content")
-	// ErrSequenceMismatch: the place in the batch is taken by other content.
-	ErrSequenceMismatch = errors.New("the sequence number was used for other content")
+	// ErrSequenceMismatch: the item leaves a gap, or its place in the batch is taken by other content. See SequenceError.
+	ErrSequenceMismatch = errors.New("not the sequence number that the batch expects")
 	// ErrSealed: the batch takes no further items.
 	ErrSealed = errors.New("the batch takes no more items")
 	// ErrStreamReplaced: a newer stream uploads to the batch.

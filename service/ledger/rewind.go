@@ -154,6 +154,11 @@ func (l *Ledger) moveIn(ctx context.Context) error {
 		}
 		return nil
 	})
+	if err == nil && was.place == "" && l.witness != nil {
+		// A new file: what stands beside it is from another one, which somebody has taken away.
+		l.claimNos.Clear()
+		err = l.witness.file.Truncate(0)
+	}
 	if err == nil && held {
 		l.log.Error("the ledger's database is not the one it was, and what it calls pending may have been sent: nothing is sent until `jelou-facade ledger release`",
 			"was", was.place, "was_timeline", was.timeline, "is", is.place, "is_timeline", is.timeline)

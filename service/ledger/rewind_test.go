@@ -176,6 +176,23 @@ func TestReopenedFileIsNotHeld(t *testing.T) {
 	}
 }
 
+// Who takes the file away and begins anew has nothing that could be sent twice.
+func TestNewFileIsNotHeld(t *testing.T) {
+	c := Config{Path: filepath.Join(t.TempDir(), "ledger.db"), Replica: "one"}
+	for range 2 {
+		l := open(t, c)
+		company := mustCompany(t, l, "acme")
+		mustAdd(t, l, newSend(company, 1), newSend(company, 2))
+		settleNext(t, l, company, Sent)
+		settleNext(t, l, company, Sent)
+		checkHalt(t, l, Halt{})
+		mustClose(t, l)
+		if err := os.Remove(c.Path); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestReleaseDecidesAboutEveryUnsentSend(t *testing.T) {
 	tests := []struct {
 		unsent State
