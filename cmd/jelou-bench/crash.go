@@ -591,7 +591,7 @@ func (c *campaign) invariant() error {
 	if err != nil {
 		return err
 	}
-	defer l.Close() //nolint:errcheck // it was only read
+	defer l.Close() // it was only read
 	if err := l.CheckInvariant(c.b.ctx); err != nil {
 		c.contradict("%s", strings.ReplaceAll(err.Error(), "\n", "; "))
 	}

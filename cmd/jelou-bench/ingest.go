@@ -269,6 +269,7 @@ func copySQLite(ctx context.Context, from, to ledger.Config) (n int, took time.D
 	if err != nil {
 		return 0, 0, err
 	}
+	defer insert.Close()
 	for more := true; more; {
 		var chunk [][]any
 		for len(chunk) < rawCommit && more {

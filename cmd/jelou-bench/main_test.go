@@ -1,0 +1,73 @@
+package main
+
+import (
+	"context"
+	"math/rand/v2"
+	"testing"
+	"time"
+)
+
+// newTestBench is a run of real processes that ends with the test. Its seed is in the log.
+func newTestBench(t *testing.T) *bench {
+	t.Helper()
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	b := &bench{
+		ctx: ctx, name: t.Name(), quick: true, seed: seed, rng: rand.New(rand.NewPCG(seed, 1)),
+		stderr: t.Output(), began: time.Now(), folder: t.TempDir(),
+	}
+	t.Cleanup(func() {
+		cancel()
+		if err := b.end(); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := b.build(ctx); err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// Processes are killed in the middle of everything: nothing accepted is lost, nothing is sent twice, nobody was told
+// anything that the ledger does not say.
+func TestCrash(t *testing.T) {
+	b := newTestBench(t)
+	accounts, err := b.crashBoth(crashPlan{sends: 800, kills: 4, between: 2500 * time.Millisecond, items: 50, quiet: time.Minute})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range accounts {
+		t.Logf("%s: %d accepted, %d sent, %d failed, %d unknown, %d expired, %d cancelled", a.ledger, a.accepted, a.sent, a.failed, a.unknown, a.expired, a.cancelled)
+		if a.lost != 0 || a.doubled != 0 || a.waiting != 0 {
+			t.Errorf("%s: %d lost, %d sent twice, %d still waiting; want none", a.ledger, a.lost, a.doubled, a.waiting)
+		}
+		for _, wrong := range a.contradicted {
+			t.Errorf("%s: %s", a.ledger, wrong)
+		}
+	}
+}
+
+// Streams are cut on both sides and at the database: every item has one result.
+func TestCuts(t *testing.T) {
+	b := newTestBench(t)
+	p, err := b.startPostgres()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := b.cutStreams(p, cutPlan{cuts: 60, items: 2000, batches: 20, between: 150 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if cuts := c.total(); cuts < 40 {
+		t.Errorf("only %d streams were cut", cuts)
+	}
+	if c.lost != 0 || c.doubled != 0 {
+		t.Errorf("%d items lost, %d sent twice; want none", c.lost, c.doubled)
+	}
+	for _, u := range c.uploads {
+		for _, wrong := range u.wrong {
+			t.Errorf("%s: %s", u.batchID, wrong)
+		}
+	}
+}
