@@ -73,7 +73,7 @@ func TestCapacityWithWaiting(t *testing.T) {
 		if urgent.Waiting+bulk.Waiting < 4 || urgent.WaitingMine != urgent.Waiting || bulk.WaitingMine != bulk.Waiting || normal.Waiting != 0 {
 			t.Errorf("waiting: %v", c.Lanes)
 		}
-		if wait := bulk.ExpectedWait.AsDuration(); wait < 4*time.Minute || wait > 7*time.Minute {
+		if wait := bulk.ExpectedWait.AsDuration(); wait < 4*time.Minute || wait > 9*time.Minute {
 			t.Errorf("a bulk send would wait %v", wait)
 		}
 		if urgent.ExpectedWait.AsDuration() > normal.ExpectedWait.AsDuration() || normal.ExpectedWait.AsDuration() >= bulk.ExpectedWait.AsDuration() {

@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -44,7 +45,7 @@ type facade struct {
 	ledger *ledger.Ledger
 	conn   *grpc.ClientConn
 	rest   string
-	logs   *bytes.Buffer
+	logs   *logBuffer
 	stop   context.CancelFunc
 	ended  chan error
 }
@@ -69,7 +70,7 @@ func newFacade(t *testing.T, change func(*setup)) *facade {
 	if change != nil {
 		change(&s)
 	}
-	f := &facade{T: t, sim: jelousim.New(s.sim), logs: &bytes.Buffer{}, ended: make(chan error, 1)}
+	f := &facade{T: t, sim: jelousim.New(s.sim), logs: &logBuffer{}, ended: make(chan error, 1)}
 	upstream := httptest.NewServer(f.sim)
 	t.Cleanup(upstream.Close)
 	if s.baseURL == "" {
@@ -131,6 +132,24 @@ func (f *facade) checkInvariants() {
 	if r := f.sim.Report(); r.Duplicates != 0 {
 		f.Errorf("the simulator saw %d sends twice: %+v", r.Duplicates, r.Doubled)
 	}
+}
+
+// logBuffer keeps what is logged. Calls that were cut at the stop may still log when it is read.
+type logBuffer struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (b *logBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.Write(p)
+}
+
+func (b *logBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.String()
 }
 
 // transport is a way to call the facade: every case runs over each.

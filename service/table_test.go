@@ -119,7 +119,7 @@ var refusals = []refusal{
 	{name: "no company", reason: "JELOU_INTERNAL", code: codes.Internal, http: 500, domain: jelouDomain, fault: &jelousim.Fault{Kind: jelousim.FaultNoCompany}, method: sendMessage, request: textTo(openUser, "hola")},
 	{name: "other 4xx", reason: "UPSTREAM_REFUSED", code: codes.PermissionDenied, http: 403, domain: jelouDomain, setup: answering(402, `{"message":"payment required"}`), method: sendMessage, request: textTo(openUser, "hola")},
 	{name: "failure inside 200", reason: "UPSTREAM_REFUSED", code: codes.FailedPrecondition, http: 400, domain: jelouDomain, fault: &jelousim.Fault{Kind: jelousim.FaultSuccessFalse}, method: sendMessage, request: textTo(openUser, "hola")},
-	{name: "429 and no time left", reason: "UPSTREAM_RATE_LIMITED", code: codes.ResourceExhausted, http: 429, domain: jelouDomain, retry: true, timeout: 900 * time.Millisecond,
+	{name: "429 and no time left", reason: "UPSTREAM_RATE_LIMITED", code: codes.ResourceExhausted, http: 429, domain: jelouDomain, retry: true, timeout: 2 * time.Second,
 		fault: &jelousim.Fault{Kind: jelousim.FaultThrottle, Times: 50, RetryAfter: jelousim.Duration(5 * time.Second)}, method: sendMessage, request: textTo(openUser, "hola")},
 	{name: "connection refused", reason: "UPSTREAM_UNREACHABLE", code: codes.Unavailable, http: 503, retry: true, timeout: 1500 * time.Millisecond, setup: func(s *setup) { s.baseURL = "http://127.0.0.1:1" }, method: sendMessage, request: textTo(openUser, "hola")},
 	{name: "reset after accepting", reason: "OUTCOME_UNKNOWN", code: codes.Unknown, http: 500, fault: &jelousim.Fault{Kind: jelousim.FaultReset, Accepted: true}, method: sendMessage, request: textTo(openUser, "hola")},

@@ -120,7 +120,7 @@ func TestSimulatorFaults(t *testing.T) {
 				sim := newSim()
 				client := newSimClient(t, sim, overHTTP2, func(c *Config) {
 					if c.AttemptTimeout = 5 * time.Second; name == "hang" {
-						c.AttemptTimeout = 100 * time.Millisecond
+						c.AttemptTimeout = time.Second
 					}
 				})
 				if err := sim.SetFaults(c.fault); err != nil {
