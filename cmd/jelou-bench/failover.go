@@ -69,10 +69,11 @@ func failover(b *bench) error {
 	if err := b.sleep(after); err != nil {
 		return err
 	}
-	counts, err := sim.count(b.ctx, 0, time.Since(killed), all)
+	counts, err := b.count(sim, 0, time.Since(killed), all)
 	if err != nil {
 		return err
 	}
+	b.explain(counts)
 	of, err := sim.arrivals(b.ctx)
 	if err != nil {
 		return err

@@ -104,10 +104,11 @@ func fairness(b *bench) error {
 	b.found.atLeast("weight3_ratio", 2.9)
 	b.found.atMost("weight3_ratio", 3.1)
 	b.found.set("sends", len(sends))
-	counts, err := sim.count(b.ctx, 0, long, both)
+	counts, err := b.count(sim, 0, long, both)
 	if err != nil {
 		return err
 	}
+	b.explain(counts)
 	b.found.set("violations", counts.violations)
 	b.found.mustBe("violations", 0)
 	return nil

@@ -103,10 +103,11 @@ func lanes(b *bench) error {
 	if err := b.bulkFloor(sim, all, began, ended, flooded, until); err != nil {
 		return err
 	}
-	counts, err := sim.count(b.ctx, 0, until.Sub(began), all)
+	counts, err := b.count(sim, 0, until.Sub(began), all)
 	if err != nil {
 		return err
 	}
+	b.explain(counts)
 	b.found.set("violations", counts.violations)
 	b.found.mustBe("violations", 0)
 	if err := b.claimsWasted(p, url); err != nil {

@@ -40,10 +40,11 @@ func limit(b *bench) error {
 	if err := b.sleep(learning + long + time.Second); err != nil {
 		return err
 	}
-	n, err := sim.count(b.ctx, learning, long, all)
+	n, err := b.count(sim, learning, long, all)
 	if err != nil {
 		return err
 	}
+	b.explain(n)
 	t := b.found.table(fmt.Sprintf("One company, 5 a second, 60 ms, %v", long), "arrived", "worst window", "429", "first 6 s", "utilization")
 	t.add(n.arrived, n.worst, n.throttled, n.usedFirst, n.used)
 	b.found.set("worst_window", n.worst)

@@ -34,7 +34,12 @@ those who were promised a time: not answered in time), violations.`,
 	run: overload,
 }
 
-const patience = 2 * time.Second
+const (
+	patience = 2 * time.Second
+	// answerTakes is how long before the end of his patience a caller who queues wants his send to have left, so that its
+	// answer still finds him.
+	answerTakes = 300 * time.Millisecond
+)
 
 func overload(b *bench) error {
 	var p *postgres
@@ -160,10 +165,11 @@ func (b *bench) overloadWith(p *postgres, replicas int, factor float64) (*crowd,
 	if err := b.sleep(patience); err != nil { // a send that nobody waits for would arrive now
 		return nil, err
 	}
-	counts, err := sim.count(b.ctx, 0, long, all)
+	counts, err := b.count(sim, 0, long, all)
 	if err != nil {
 		return nil, err
 	}
+	b.explain(counts)
 	sends, err := sim.sends(b.ctx)
 	if err != nil {
 		return nil, err
@@ -187,7 +193,7 @@ func (o *crowd) call(ctx context.Context, f *facade, t *tenant) {
 	var promised time.Time
 	if number%5 == 0 {
 		r.RequestId = "promise-" + r.UserId
-		r.Options.ExpireTime = timestamppb.New(called.Add(patience))
+		r.Options.ExpireTime = timestamppb.New(called.Add(patience - answerTakes))
 		r.Mode = facadev1.SendOptions_QUEUE
 		answer, err := f.messages.SendMessage(ctx, r)
 		if err != nil {

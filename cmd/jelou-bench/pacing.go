@@ -75,7 +75,8 @@ func (c cell) describe() []any {
 type counted struct {
 	arrived, admitted, throttled int
 	violations, worst            int
-	used, usedFirst              float64 // share of the allowance, once learned and before
+	used, usedFirst              float64  // share of the allowance, once learned and before
+	explained                    []string // violations
 }
 
 // learning is how long a company needs to know its network: until then no credit is taken for the fastest trip.
@@ -83,9 +84,9 @@ const learning = 6 * time.Second
 
 // count looks at what arrived of the companies: each from its first arrival on for the time in which it learns, and
 // then for so long.
-func (s *simulator) count(ctx context.Context, learning, long time.Duration, all []*tenant) (counted, error) {
+func (b *bench) count(s *simulator, learning, long time.Duration, all []*tenant) (counted, error) {
 	var c counted
-	of, err := s.arrivals(ctx)
+	of, err := s.arrivals(b.ctx)
 	if err != nil {
 		return c, err
 	}
@@ -96,6 +97,7 @@ func (s *simulator) count(ctx context.Context, learning, long time.Duration, all
 		}
 		n, worst := violations(a.all, t.allowed(), t.every())
 		c.violations += n
+		c.explained = append(c.explained, explain(a.all, t.allowed(), t.every())...)
 		c.worst = max(c.worst, worst)
 		c.arrived += len(a.all)
 		c.admitted += len(a.admitted)
@@ -105,6 +107,13 @@ func (s *simulator) count(ctx context.Context, learning, long time.Duration, all
 		c.used += share(a.admitted, t, learned, learned.Add(long)) / float64(len(all))
 	}
 	return c, nil
+}
+
+// explain says on standard error what the violations were: those of the facade are worth a look, each of them.
+func (b *bench) explain(n counted) {
+	for _, line := range n.explained {
+		b.progress("violation: %s", line)
+	}
 }
 
 // pacingCells are the simulators for one way of network.
@@ -255,9 +264,12 @@ func (b *bench) measureCells(p *postgres, replicas, each int, long time.Duration
 		return err
 	}
 	for _, c := range cells {
-		n, err := c.sim.count(b.ctx, learning, long, c.tenants)
+		n, err := b.count(c.sim, learning, long, c.tenants)
 		if err != nil {
 			return err
+		}
+		if c.kind == "" {
+			b.explain(n)
 		}
 		found(c, n)
 	}
@@ -326,7 +338,7 @@ func (b *bench) baselines(profiles []jelousim.NetworkProfile, each int, long tim
 		"client", "network", "arrived", "worst window", "violations", "429", "utilization")
 	sums := map[string]counted{}
 	for _, l := range lines {
-		n, err := l.sim.count(b.ctx, 0, long, l.tenants)
+		n, err := b.count(l.sim, 0, long, l.tenants)
 		if err != nil {
 			return err
 		}

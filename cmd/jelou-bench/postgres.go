@@ -200,6 +200,6 @@ func onDatabase(ctx context.Context, url string, f func(*pgx.Conn) error) error 
 	if err != nil {
 		return err
 	}
-	defer conn.Close(context.WithoutCancel(ctx)) //nolint:errcheck // what mattered was answered
+	defer conn.Close(context.WithoutCancel(ctx))
 	return f(conn)
 }

@@ -170,6 +170,23 @@ func violations(times []time.Time, limit int, window time.Duration) (count, wors
 	return count, worst
 }
 
+// explain tells about the first windows that held too many: how long before the last arrival each other one came.
+func explain(times []time.Time, limit int, window time.Duration) []string {
+	times = slices.SortedFunc(slices.Values(times), time.Time.Compare)
+	var lines []string
+	for i := limit; i < len(times) && len(lines) < 3; i++ {
+		if times[i].Sub(times[i-limit]) >= window {
+			continue
+		}
+		var before []string
+		for _, t := range times[max(0, i-limit-1):i] {
+			before = append(before, times[i].Sub(t).Round(100*time.Microsecond).String())
+		}
+		lines = append(lines, fmt.Sprintf("the arrival at %s came after others by %s", times[i].Format("15:04:05.000"), strings.Join(before, ", ")))
+	}
+	return lines
+}
+
 // within counts the times from begin on, for so long.
 func within(times []time.Time, begin time.Time, long time.Duration) int {
 	n := 0
