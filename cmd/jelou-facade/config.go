@@ -113,6 +113,11 @@ func parseConfig(data []byte) (*configv1.Config, error) {
 	if err := protovalidate.Validate(c); err != nil {
 		return nil, err
 	}
+	for _, company := range c.Companies {
+		if _, err := paceOf(company); err != nil {
+			return nil, fmt.Errorf("company %s: %w", company.Id, err)
+		}
+	}
 	setDefaults(c)
 	return c, errors.Join(checkBots(c), checkAddress("listen.grpc", c.Listen.Grpc), checkAddress("listen.http", c.Listen.Http))
 }

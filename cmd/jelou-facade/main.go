@@ -41,7 +41,7 @@ Then write a configuration file, check it, and serve:
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(newServeCommand(), newConfigCommand(), newLedgerCommand())
+	root.AddCommand(newServeCommand(), newConfigCommand(), newLedgerCommand(), newRehearseCommand())
 	return root
 }
 

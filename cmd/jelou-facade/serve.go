@@ -133,21 +133,31 @@ var evidence = map[configv1.Company_Evidence]pace.Evidence{
 	configv1.Company_TRANSPORT: pace.EvidenceTransport, configv1.Company_AUTO: pace.EvidenceAuto,
 }
 
-func newCompany(ctx context.Context, c *configv1.Company, l *ledger.Ledger) (*dispatch.Company, error) {
-	paceConfig := pace.Config{
+// paceOf is the rule by which a company sends.
+func paceOf(c *configv1.Company) (pace.Config, error) {
+	rule := pace.Config{
 		Requests: int(c.Allowance.GetRequests()), Window: c.Allowance.GetWindow().AsDuration(),
 		Evidence: evidence[c.Evidence], LowerFloor: int(c.LowerLaneFloor),
 	}
-	if err := paceConfig.Validate(); err != nil {
+	if rule.Evidence != pace.EvidenceReply && c.ProxyUrl != "" {
+		return rule, errors.New("evidence: must be REPLY with proxy_url: the acknowledgements would be the proxy's, and not Jelou's")
+	}
+	return rule, rule.Validate()
+}
+
+func newCompany(ctx context.Context, c *configv1.Company, l *ledger.Ledger) (*dispatch.Company, error) {
+	rule, err := paceOf(c)
+	if err != nil {
 		return nil, err
 	}
-	if _, _, err := readCredential(c); err != nil {
+	// Read for every request: a credential that was changed holds from the next one on.
+	credential := func() (string, string, error) { return readCredential(c) }
+	if _, _, err := credential(); err != nil {
 		return nil, err
 	}
 	client, err := jelou.New(jelou.Config{
 		BaseURL: c.BaseUrl, NotificationPath: c.NotificationPath, ProxyURL: c.ProxyUrl, AttemptTimeout: c.AttemptTimeout.AsDuration(),
-		// Read for every request: a credential that was changed holds from the next one on.
-		Credential: func() (string, string, error) { return readCredential(c) },
+		Credential: credential,
 	})
 	if err != nil {
 		return nil, err
@@ -157,5 +167,8 @@ func newCompany(ctx context.Context, c *configv1.Company, l *ledger.Ledger) (*di
 		client.Close()
 		return nil, err
 	}
-	return &dispatch.Company{ID: id, Name: c.Id, Client: client, Pace: paceConfig, AttemptTimeout: c.AttemptTimeout.AsDuration(), RecipientInterval: c.RecipientInterval.AsDuration()}, nil
+	return &dispatch.Company{
+		ID: id, Name: c.Id, Client: client, Pace: rule, Credential: credential,
+		AttemptTimeout: c.AttemptTimeout.AsDuration(), RecipientInterval: c.RecipientInterval.AsDuration(),
+	}, nil
 }
