@@ -546,7 +546,7 @@ func (c *campaign) countUpload(u *upload, byItem map[string]*facadev1.Send) erro
 	if !maps.Equal(states, counts) || int(n.Accepted) != u.items {
 		c.contradict("%s counts %v, and its items are %v", u.batchID, n, states)
 	}
-	c.resumes = append(c.resumes, u.resumes...)
+	c.resumes = append(c.resumes, opens(u.resumes)...)
 	return nil
 }
 

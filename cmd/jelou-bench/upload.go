@@ -24,6 +24,7 @@ type upload struct {
 	limit *rate.Limiter                          // of what is sent; nil is none
 	dial  func() (*link, error)
 	there func() time.Time // since when all that a stream needs is there; nil is always
+	cause func() string    // what cuts streams at the moment; nil is nothing in particular
 
 	mu    sync.Mutex // guards what follows
 	link  *link      // of the stream that is open now, or nil
@@ -38,10 +39,25 @@ type upload struct {
 	acked   int
 	results map[int]result // by sequence
 
-	streams  int       // that were opened
-	resumes  []float64 // ms from opening a later stream to its first answer
-	outages  []float64 // ms from a cut to the same
-	repeated int       // results that were seen again, as they may
+	streams  int      // that were opened
+	resumes  []resume // of later streams
+	repeated int      // results that were seen again, as they may
+}
+
+// resume is how long a stream took that was opened after a cut, in ms.
+type resume struct {
+	cause  string
+	open   float64 // from its opening to its first answer
+	outage float64 // from the cut to the same
+}
+
+// opens are the times of resumes.
+func opens(all []resume) []float64 {
+	var times []float64
+	for _, r := range all {
+		times = append(times, r.open)
+	}
+	return times
 }
 
 // link is how one stream reaches a server.
@@ -61,10 +77,11 @@ type result struct {
 // run opens streams until the batch has ended.
 func (u *upload) run(ctx context.Context) error {
 	u.results = map[int]result{}
-	lost := time.Time{}
+	var lost time.Time
+	cause := ""
 	for {
 		before := u.streams
-		err := u.stream(ctx, &lost)
+		err := u.stream(ctx, &lost, cause)
 		if u.ended {
 			return nil
 		}
@@ -82,6 +99,9 @@ func (u *upload) run(ctx context.Context) error {
 		u.mu.Unlock()
 		if lost.IsZero() {
 			lost = time.Now()
+			if u.cause != nil {
+				cause = u.cause()
+			}
 		}
 		if err := sleep(ctx, time.Duration(10+rand.IntN(40))*time.Millisecond); err != nil {
 			return err
@@ -120,8 +140,8 @@ func (u *upload) cutNow() bool {
 	return l != nil
 }
 
-// stream runs one stream to its end. lost is when the one before it was cut; zero where there was none.
-func (u *upload) stream(ctx context.Context, lost *time.Time) error {
+// stream runs one stream to its end. lost is when the one before it was cut, and cause why; zero where there was none.
+func (u *upload) stream(ctx context.Context, lost *time.Time, cause string) error {
 	l, err := u.dial()
 	if err != nil {
 		return err
@@ -159,8 +179,7 @@ func (u *upload) stream(ctx context.Context, lost *time.Time) error {
 		if u.there != nil {
 			opening = later(opening, u.there())
 		}
-		u.resumes = append(u.resumes, ms(time.Since(opening)))
-		u.outages = append(u.outages, ms(time.Since(*lost)))
+		u.resumes = append(u.resumes, resume{cause, ms(time.Since(opening)), ms(time.Since(*lost))})
 		*lost = time.Time{}
 	}
 	if u.batchID != "" && u.batchID != opened.BatchId {
