@@ -119,6 +119,7 @@ func (w *walk) pause(p *pause) {
 	number(w, &p.wide)
 	w.time(&p.wideAt)
 	number(w, &p.limit)
+	w.flag(&p.spaced)
 	w.time(&p.raiseAt)
 	number(w, &p.raiseStep)
 	w.time(&p.limitedAt)

@@ -196,10 +196,12 @@ type slot struct {
 // rule is a Config and what the Budget has learned, as they are now.
 type rule struct {
 	now                Time
-	requests           int // in use: no more than allowed
+	requests           int // that may be in one window now
+	inUse              int // in a whole window: no more than allowed
 	allowed            int
 	lowerFloor         int64
-	window, margin     Time
+	window, whole      Time // whole is the configured one; window is shorter while requests are spaced
+	margin             Time
 	replyCred, ackCred Time
 	maxCredit          Time
 	gap                Time // between starts that are spread
@@ -223,6 +225,7 @@ func (b *Budget) enter(cfg Config, now Time) rule {
 		allowed:    cfg.InWindow(),
 		lowerFloor: int64(or(cfg.LowerFloor, defaultLowerFloor)),
 		window:     window,
+		whole:      window,
 		margin:     micros(or(cfg.Margin, defaultMargin)) + b.pause.widened(now),
 		maxCredit:  or(micros(cfg.FloorCap), window/2),
 		evidence:   cfg.Evidence,
@@ -237,10 +240,19 @@ func (b *Budget) enter(cfg Config, now Time) rule {
 		b.shift(now - b.seen)
 		b.quiet = now + window + r.margin
 	}
+	spaced := b.pause.spaced
 	r.requests = b.pause.learned(now, r.allowed, window)
+	r.inUse = r.requests
+	switch {
+	case b.pause.spaced:
+		r.requests, r.window = 1, window/Time(r.allowed)
+	case spaced:
+		// What left lately no longer holds a slot, but Jelou counts it.
+		b.quiet = max(b.quiet, b.pause.eased+window+r.margin)
+	}
 	r.replyCred = min(b.reply.credit(now), r.maxCredit)
 	r.ackCred = min(b.ack.credit(now), r.maxCredit)
-	r.gap = Time(spreadShare * float64(window) / float64(r.requests))
+	r.gap = Time(spreadShare * float64(r.window) / float64(r.requests))
 	for len(b.slots) < r.requests {
 		b.slots = append(b.slots, slot{})
 	}
@@ -289,10 +301,10 @@ func (b *Budget) Next(cfg Config, now Time, waiting Lanes) Turn {
 	r := b.enter(cfg, now)
 	t := Turn{At: Never, Save: b.quiet != quiet, waiting: waiting}
 	at := b.open(r)
-	if waiting[Urgent] && at < b.pause.eased+r.window {
+	if waiting[Urgent] && at < b.pause.eased+r.whole {
 		// Just after a pause nobody knows yet what Jelou takes: a burst of
 		// urgent sends would all be refused together.
-		at = max(at, min(b.spread, b.pause.eased+r.window))
+		at = max(at, min(b.spread, b.pause.eased+r.whole))
 	}
 	t.Lane = b.lane(r.lowerFloor, waiting, b.spread <= at)
 	if t.Lane == 0 || at == Never {
@@ -333,7 +345,7 @@ func (b *Budget) Take(cfg Config, now Time, t Turn, claim int64, lease Time) boo
 	}
 	s := b.vacate(r)
 	s.claim, s.taken, s.lease = claim, now, lease
-	if t.Lane != Urgent || now < b.pause.eased+r.window {
+	if t.Lane != Urgent || now < b.pause.eased+r.whole {
 		b.spread = now + r.gap
 	}
 	b.turned(r.lowerFloor, t.Lane, t.waiting)
@@ -388,7 +400,7 @@ func (b *Budget) Open() int {
 // which no replica was alive to know what is still under way.
 func (b *Budget) Silence(cfg Config, now Time) {
 	r := b.enter(cfg, now)
-	b.quiet = max(b.quiet, now+r.window+r.margin)
+	b.quiet = max(b.quiet, now+r.whole+r.margin)
 	b.seen = max(b.seen, now)
 }
 
@@ -417,7 +429,7 @@ type Status struct {
 func (b *Budget) Status(cfg Config, now Time) Status {
 	r := b.enter(cfg, now)
 	st := Status{
-		Requests: r.requests, Allowed: r.allowed, Next: b.open(r),
+		Requests: r.inUse, Allowed: r.allowed, Next: b.open(r),
 		Probing: b.pause.probe == probeOut,
 		Margin:  span(r.margin), Credit: span(r.replyCred), Trip: span(b.reply.mean),
 	}

@@ -1,5 +1,7 @@
 package pace
 
+import "slices"
+
 // Pause is why a company's sends do not leave.
 type Pause int8
 
@@ -34,7 +36,10 @@ type pause struct {
 
 	// Or that Jelou takes fewer requests than configured: then so many are
 	// used, and at raiseAt one more is tried.
-	limit     int64
+	limit int64
+	// Or that it takes them only evenly spaced: until raiseAt none leaves before
+	// its share of the window has passed since the one before.
+	spaced    bool
 	raiseAt   Time
 	raiseStep Time
 	limitedAt Time
@@ -136,7 +141,7 @@ func (b *Budget) judge(r rule, s *slot, at Time, reply Reply, isProbe bool) {
 		}
 	case Lost, Closed:
 		if isProbe {
-			p.probe, p.until = probeDue, max(p.until, at+r.window)
+			p.probe, p.until = probeDue, max(p.until, at+r.whole)
 		}
 	case NeverLeft:
 		if isProbe {
@@ -169,41 +174,58 @@ func (p *pause) stop(at, wait Time, reason Pause, isProbe bool) {
 }
 
 // throttled answers a 429. Its reason is unknown: requests that arrived closer
-// than they left, a limit that is lower than configured, or somebody else who
-// uses the same credential. The first time the margin is widened. When it
-// happens again just after sending has begun again, Jelou's count is
-// known, for it began at nothing: as many as it took are used from then on.
+// than they left, a limit that is lower than configured, one that wants them
+// spaced, or somebody else who uses the same credential. The first time the
+// margin is widened. When it happens again just after sending has begun again,
+// Jelou's count is known, for it began at nothing. Where it took none that came
+// soon after another, requests are spaced from then on; else, or when even that
+// was refused, as many are used as it took.
 func (b *Budget) throttled(r rule, s *slot, at, retryAfter Time, isProbe bool) {
 	s.refused = true
 	p := &b.pause
-	wait := max(r.window+r.margin, min(retryAfter, maxRetryAfter))
+	wait := max(r.whole+r.margin, min(retryAfter, maxRetryAfter))
 	if n := p.struck(isProbe) - throttledAlike; n > 0 {
-		wait = max(wait, backoff(r.window, n, throttledMost))
+		wait = max(wait, backoff(r.whole, n, throttledMost))
 	}
 	if p.probe == probeNone {
-		took := b.took(s, at-r.window)
-		if at-p.eased < easing*r.window && took > 0 && took < int64(r.requests) {
+		apart := r.whole / Time(r.allowed)
+		took, even := b.took(s, at-r.whole, apart)
+		switch again := at-p.eased < easing*r.whole; {
+		case again && p.spaced && r.allowed > 1:
+			// Spaced requests leave no slots to count: they were so far apart.
+			p.limitTo(at, max(1, min(int64((s.taken-p.eased)/apart), int64(r.allowed-1))))
+		case again && even && took < int64(r.inUse):
+			p.space(at)
+		case again && took > 0 && took < int64(r.inUse):
 			p.limitTo(at, took)
-		} else {
-			p.widen(at, r.window)
+		default:
+			p.widen(at, r.whole)
 		}
 	}
 	b.onAck, b.costs, b.replyUntil = false, 0, at+autoBack
 	p.stop(at, wait, PausedThrottled, isProbe)
 }
 
-// took counts the requests that Jelou took since, before the refused one.
-func (b *Budget) took(refused *slot, since Time) int64 {
-	var n int64
+// took counts the requests that Jelou took since, before the refused one. They
+// are even when none of them left sooner after another than apart, and the refused one did.
+func (b *Budget) took(refused *slot, since, apart Time) (n int64, even bool) {
+	var left []Time
 	for i := range b.slots {
 		s := &b.slots[i]
 		settled := s.anchor > since && !s.refused
 		underWay := s.claim != 0 && s.taken > since && s.taken < refused.taken
 		if s != refused && (settled || underWay) {
 			n++
+			left = append(left, s.taken)
 		}
 	}
-	return n
+	slices.Sort(left)
+	for i := 1; i < len(left); i++ {
+		if left[i]-left[i-1] < apart {
+			return n, false
+		}
+	}
+	return n, n > 0 && refused.taken-left[n-1] < apart
 }
 
 // widened is how much wider the margin is.
@@ -221,17 +243,31 @@ func (p *pause) widen(at, window Time) {
 }
 
 func (p *pause) limitTo(at Time, requests int64) {
+	p.limit, p.spaced = requests, false
+	p.learn(at)
+}
+
+func (p *pause) space(at Time) {
+	p.limit, p.spaced = 0, true
+	p.learn(at)
+}
+
+// learn says when what was learned is to be tried again.
+func (p *pause) learn(at Time) {
 	if at-p.limitedAt > raiseFresh {
 		p.raiseStep = 0
 	}
 	p.raiseStep = min(max(raiseFirst, 2*p.raiseStep), raiseMost)
-	p.limit, p.limitedAt, p.raiseAt = requests, at, at+p.raiseStep
+	p.limitedAt, p.raiseAt = at, at+p.raiseStep
 }
 
 // learned is how many requests are in use: those allowed, unless Jelou was found
 // to take fewer. One more is tried when its time has come, and the next soon
 // after it went well.
 func (p *pause) learned(now Time, allowed int, window Time) int {
+	if p.spaced && now >= p.raiseAt {
+		p.spaced, p.eased = false, p.raiseAt
+	}
 	for p.limit > 0 && now >= p.raiseAt {
 		p.eased = p.raiseAt
 		p.raiseAt += easing * window

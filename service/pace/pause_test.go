@@ -25,15 +25,24 @@ func TestThrottled(t *testing.T) {
 		}
 		return 2
 	}
+	fifth := func(now Time) int {
+		if now < at {
+			return 5
+		}
+		return 1
+	}
 	for _, tt := range []struct {
 		name  string
 		limit func(Time) int
 		rate  float64
 		over  Time // when Jelou takes that rate again
+		most  int  // refused
 	}{
-		{"halved", halved, 2, at},
-		{"refused for 200 ms", none(200 * ms), 5, at + 200*ms},
-		{"refused for a second", none(second), 5, at + second},
+		{"halved", halved, 2, at, 5},
+		// Taking one could be even spacing, and that is tried first.
+		{"to a fifth", fifth, 1, at, 6},
+		{"refused for 200 ms", none(200 * ms), 5, at + 200*ms, 5},
+		{"refused for a second", none(second), 5, at + second, 5},
 	} {
 		for _, profile := range []string{"near", "internet"} {
 			for _, lane := range []Lane{Urgent, Bulk} {
@@ -41,8 +50,8 @@ func TestThrottled(t *testing.T) {
 					w := newWorld(6, profile, 45*second, lane)
 					w.limit = tt.limit
 					w.run(t)
-					if len(w.refused) > defaultRequests {
-						t.Errorf("%d refused, want at most %d", len(w.refused), defaultRequests)
+					if len(w.refused) > tt.most {
+						t.Errorf("%d refused, want at most %d", len(w.refused), tt.most)
 					}
 					taken := 0
 					for _, a := range w.accepted {
@@ -94,6 +103,33 @@ func TestRaise(t *testing.T) {
 				t.Errorf("%.2f a second in the last minute, want %.0f", rate, tt.rate)
 			}
 		})
+	}
+}
+
+// TestSpaced: a Jelou that takes requests only evenly spaced is found out, and soon
+// gets nearly as many as it takes; whether it still wants that is tried less and less often.
+func TestSpaced(t *testing.T) {
+	for _, profile := range []string{"near", "internet", "lossy"} {
+		for _, lane := range []Lane{Urgent, Bulk} {
+			t.Run(fmt.Sprintf("%s, lane %d", profile, lane), func(t *testing.T) {
+				w := newWorld(8, profile, 1800*second, lane)
+				w.limit = func(Time) int { return defaultRequests }
+				w.apart = second / defaultRequests
+				w.run(t)
+				if len(w.refused) > 20 {
+					t.Errorf("%d refused in half an hour, want at most 20", len(w.refused))
+				}
+				taken := 0
+				for _, a := range w.accepted {
+					if a > w.end-300*second {
+						taken++
+					}
+				}
+				if share := float64(taken) / 300 / defaultRequests; share < 0.9 {
+					t.Errorf("%.3f of what Jelou takes, want 0.9", share)
+				}
+			})
+		}
 	}
 }
 

@@ -45,6 +45,7 @@ type world struct {
 	behind   bool // Jelou counts after its work
 	acks     bool // the transport's evidence is reported
 	limit    func(at Time) int
+	apart    Time // Jelou takes none sooner after another
 	changes  []change
 	mutate   func(b *Budget, slot int, sent Time) // a wrong rule, applied after each settle
 	unspread bool
@@ -186,13 +187,14 @@ func (w *world) travel(req *request) {
 // refuses is a sliding window over what was taken. Requests reach it in nearly
 // the order of their arrival, which is good enough for a limiter under test.
 func (w *world) refuses(at Time) bool {
-	n := 0
+	n, close := 0, false
 	for _, a := range w.accepted {
 		if a > at-second && a <= at {
 			n++
 		}
+		close = close || a > at-w.apart && a <= at
 	}
-	if n >= w.limit(at) {
+	if n >= w.limit(at) || close {
 		w.refused = append(w.refused, at)
 		return true
 	}
