@@ -11,9 +11,11 @@ package configv1
 
 import (
 	_ "buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go/buf/validate"
+	v1 "github.com/jelou-facade/jelou-facade/gen/jelou/facade/v1"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	durationpb "google.golang.org/protobuf/types/known/durationpb"
+	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -82,7 +84,7 @@ func (x Company_Evidence) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Company_Evidence.Descriptor instead.
 func (Company_Evidence) EnumDescriptor() ([]byte, []int) {
-	return file_jelou_facade_config_v1_config_proto_rawDescGZIP(), []int{3, 0}
+	return file_jelou_facade_config_v1_config_proto_rawDescGZIP(), []int{6, 0}
 }
 
 // The least severe kind that is logged.
@@ -144,7 +146,7 @@ func (x Log_Level) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Log_Level.Descriptor instead.
 func (Log_Level) EnumDescriptor() ([]byte, []int) {
-	return file_jelou_facade_config_v1_config_proto_rawDescGZIP(), []int{5, 0}
+	return file_jelou_facade_config_v1_config_proto_rawDescGZIP(), []int{8, 0}
 }
 
 // The form of a line.
@@ -198,7 +200,7 @@ func (x Log_Format) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Log_Format.Descriptor instead.
 func (Log_Format) EnumDescriptor() ([]byte, []int) {
-	return file_jelou_facade_config_v1_config_proto_rawDescGZIP(), []int{5, 1}
+	return file_jelou_facade_config_v1_config_proto_rawDescGZIP(), []int{8, 1}
 }
 
 // Config is the whole file.
@@ -215,9 +217,14 @@ type Config struct {
 	// Bounds of stopping.
 	Shutdown *Shutdown `protobuf:"bytes,5,opt,name=shutdown,proto3" json:"shutdown,omitempty"`
 	// Bounds of what may wait, per company.
-	Bounds        *Bounds `protobuf:"bytes,6,opt,name=bounds,proto3" json:"bounds,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Bounds *Bounds `protobuf:"bytes,6,opt,name=bounds,proto3" json:"bounds,omitempty"`
+	// Who may call, and what for. Without any, whoever reaches the server may do everything, as the caller `anonymous`;
+	// with one or more, every call needs a credential of one of them.
+	Callers []*Caller `protobuf:"bytes,7,rep,name=callers,proto3" json:"callers,omitempty"`
+	// How callers may prove who they are, beside API keys and certificates.
+	Authentication *Authentication `protobuf:"bytes,8,opt,name=authentication,proto3" json:"authentication,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Config) Reset() {
@@ -292,6 +299,307 @@ func (x *Config) GetBounds() *Bounds {
 	return nil
 }
 
+func (x *Config) GetCallers() []*Caller {
+	if x != nil {
+		return x.Callers
+	}
+	return nil
+}
+
+func (x *Config) GetAuthentication() *Authentication {
+	if x != nil {
+		return x.Authentication
+	}
+	return nil
+}
+
+// Authentication is what credentials are taken beside the callers' own keys and certificates.
+type Authentication struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Who issues the JWTs that are taken; none when empty. Each has another `issuer`.
+	Issuers       []*TokenIssuer `protobuf:"bytes,1,rep,name=issuers,proto3" json:"issuers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Authentication) Reset() {
+	*x = Authentication{}
+	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Authentication) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Authentication) ProtoMessage() {}
+
+func (x *Authentication) ProtoReflect() protoreflect.Message {
+	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Authentication.ProtoReflect.Descriptor instead.
+func (*Authentication) Descriptor() ([]byte, []int) {
+	return file_jelou_facade_config_v1_config_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Authentication) GetIssuers() []*TokenIssuer {
+	if x != nil {
+		return x.Issuers
+	}
+	return nil
+}
+
+// TokenIssuer is who signs JWTs. Only signatures by RSA, ECDSA and Ed25519 are taken, and only tokens with `exp`.
+type TokenIssuer struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The `iss` of its tokens, exactly.
+	Issuer string `protobuf:"bytes,1,opt,name=issuer,proto3" json:"issuer,omitempty"`
+	// A token must be meant for one of these: its `aud`. At least one, so that a token for another service is none for this one.
+	Audiences []string `protobuf:"bytes,2,rep,name=audiences,proto3" json:"audiences,omitempty"`
+	// The file with its public keys, a JWK set. Either this or jwks_url.
+	JwksFile string `protobuf:"bytes,3,opt,name=jwks_file,json=jwksFile,proto3" json:"jwks_file,omitempty"`
+	// Where its JWK set is fetched: https, or http on a loopback address. It is fetched at the start, every hour, and when a
+	// token names a key that is not known, at most every 30s. Either this or jwks_file.
+	JwksUrl string `protobuf:"bytes,4,opt,name=jwks_url,json=jwksUrl,proto3" json:"jwks_url,omitempty"`
+	// The claim, a string, by which a token names its caller: what a caller's `tokens.subject` is compared with. `sub` when empty.
+	CallerClaim   string `protobuf:"bytes,5,opt,name=caller_claim,json=callerClaim,proto3" json:"caller_claim,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TokenIssuer) Reset() {
+	*x = TokenIssuer{}
+	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TokenIssuer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TokenIssuer) ProtoMessage() {}
+
+func (x *TokenIssuer) ProtoReflect() protoreflect.Message {
+	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TokenIssuer.ProtoReflect.Descriptor instead.
+func (*TokenIssuer) Descriptor() ([]byte, []int) {
+	return file_jelou_facade_config_v1_config_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *TokenIssuer) GetIssuer() string {
+	if x != nil {
+		return x.Issuer
+	}
+	return ""
+}
+
+func (x *TokenIssuer) GetAudiences() []string {
+	if x != nil {
+		return x.Audiences
+	}
+	return nil
+}
+
+func (x *TokenIssuer) GetJwksFile() string {
+	if x != nil {
+		return x.JwksFile
+	}
+	return ""
+}
+
+func (x *TokenIssuer) GetJwksUrl() string {
+	if x != nil {
+		return x.JwksUrl
+	}
+	return ""
+}
+
+func (x *TokenIssuer) GetCallerClaim() string {
+	if x != nil {
+		return x.CallerClaim
+	}
+	return ""
+}
+
+// Caller is a service that calls: how it is known, what it may use, and how much. It sees its own sends and batches only.
+type Caller struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The caller's name: 1 to 63 lower-case letters, digits and dashes. Its sends and request ids belong to it: do not rename
+	// it. `anonymous` is who called before there were callers: that name keeps what is there.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Its API keys, sent as `authorization: Bearer KEY` or `x-api-key: KEY`. At most 10.
+	Keys []*Caller_Key `protobuf:"bytes,2,rep,name=keys,proto3" json:"keys,omitempty"`
+	// Its JWTs, sent as `authorization: Bearer TOKEN`. At most 10.
+	Tokens []*Caller_Token `protobuf:"bytes,3,rep,name=tokens,proto3" json:"tokens,omitempty"`
+	// The names in its client certificates: `uri:spiffe://example.ec/orders`, `dns:orders.example.ec` or `cn:orders`. At most 10.
+	// A call with a key or token is judged by that alone.
+	Certificates []string `protobuf:"bytes,4,rep,name=certificates,proto3" json:"certificates,omitempty"`
+	// The companies that it may use, by id, or `*` for all; at least one.
+	Companies []string `protobuf:"bytes,5,rep,name=companies,proto3" json:"companies,omitempty"`
+	// The bots that it may use; all of its companies' when empty.
+	Bots []string `protobuf:"bytes,6,rep,name=bots,proto3" json:"bots,omitempty"`
+	// The lanes that it may use; all when empty.
+	Lanes []v1.SendOptions_Lane `protobuf:"varint,7,rep,packed,name=lanes,proto3,enum=jelou.facade.v1.SendOptions_Lane" json:"lanes,omitempty"`
+	// Its share of a lane against other callers who wait in it, 1 to 1000; 1 when 0. Twice the weight is twice the sends.
+	Weight int32 `protobuf:"varint,8,opt,name=weight,proto3" json:"weight,omitempty"`
+	// Calls a second, of all RPCs, on each replica, as many at once; no bound when 0. An item of a batch is no call.
+	CallsPerSecond int32 `protobuf:"varint,9,opt,name=calls_per_second,json=callsPerSecond,proto3" json:"calls_per_second,omitempty"`
+	// Sends that are accepted in a day, from midnight UTC, in each company, on all replicas together; no bound when 0. Repeated
+	// calls with the same request_id, and replays, do not count again.
+	DailySends int32 `protobuf:"varint,10,opt,name=daily_sends,json=dailySends,proto3" json:"daily_sends,omitempty"`
+	// Sends of a company that may wait in one lane; bounds.caller_waiting when 0.
+	MostWaiting int32 `protobuf:"varint,11,opt,name=most_waiting,json=mostWaiting,proto3" json:"most_waiting,omitempty"`
+	// It may say what became of its unknown sends: ResolveSend.
+	MayResolve bool `protobuf:"varint,12,opt,name=may_resolve,json=mayResolve,proto3" json:"may_resolve,omitempty"`
+	// It may see and change the sends and batches of all callers of its companies, resolve them, and read all
+	// notifications.
+	Admin         bool `protobuf:"varint,13,opt,name=admin,proto3" json:"admin,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Caller) Reset() {
+	*x = Caller{}
+	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Caller) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Caller) ProtoMessage() {}
+
+func (x *Caller) ProtoReflect() protoreflect.Message {
+	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Caller.ProtoReflect.Descriptor instead.
+func (*Caller) Descriptor() ([]byte, []int) {
+	return file_jelou_facade_config_v1_config_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Caller) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Caller) GetKeys() []*Caller_Key {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+func (x *Caller) GetTokens() []*Caller_Token {
+	if x != nil {
+		return x.Tokens
+	}
+	return nil
+}
+
+func (x *Caller) GetCertificates() []string {
+	if x != nil {
+		return x.Certificates
+	}
+	return nil
+}
+
+func (x *Caller) GetCompanies() []string {
+	if x != nil {
+		return x.Companies
+	}
+	return nil
+}
+
+func (x *Caller) GetBots() []string {
+	if x != nil {
+		return x.Bots
+	}
+	return nil
+}
+
+func (x *Caller) GetLanes() []v1.SendOptions_Lane {
+	if x != nil {
+		return x.Lanes
+	}
+	return nil
+}
+
+func (x *Caller) GetWeight() int32 {
+	if x != nil {
+		return x.Weight
+	}
+	return 0
+}
+
+func (x *Caller) GetCallsPerSecond() int32 {
+	if x != nil {
+		return x.CallsPerSecond
+	}
+	return 0
+}
+
+func (x *Caller) GetDailySends() int32 {
+	if x != nil {
+		return x.DailySends
+	}
+	return 0
+}
+
+func (x *Caller) GetMostWaiting() int32 {
+	if x != nil {
+		return x.MostWaiting
+	}
+	return 0
+}
+
+func (x *Caller) GetMayResolve() bool {
+	if x != nil {
+		return x.MayResolve
+	}
+	return false
+}
+
+func (x *Caller) GetAdmin() bool {
+	if x != nil {
+		return x.Admin
+	}
+	return false
+}
+
 // Listen is where the server listens. Without authentication only loopback addresses are accepted.
 type Listen struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -305,7 +613,7 @@ type Listen struct {
 
 func (x *Listen) Reset() {
 	*x = Listen{}
-	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[1]
+	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -317,7 +625,7 @@ func (x *Listen) String() string {
 func (*Listen) ProtoMessage() {}
 
 func (x *Listen) ProtoReflect() protoreflect.Message {
-	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[1]
+	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -330,7 +638,7 @@ func (x *Listen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Listen.ProtoReflect.Descriptor instead.
 func (*Listen) Descriptor() ([]byte, []int) {
-	return file_jelou_facade_config_v1_config_proto_rawDescGZIP(), []int{1}
+	return file_jelou_facade_config_v1_config_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Listen) GetGrpc() string {
@@ -364,7 +672,7 @@ type Ledger struct {
 
 func (x *Ledger) Reset() {
 	*x = Ledger{}
-	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[2]
+	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -376,7 +684,7 @@ func (x *Ledger) String() string {
 func (*Ledger) ProtoMessage() {}
 
 func (x *Ledger) ProtoReflect() protoreflect.Message {
-	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[2]
+	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -389,7 +697,7 @@ func (x *Ledger) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ledger.ProtoReflect.Descriptor instead.
 func (*Ledger) Descriptor() ([]byte, []int) {
-	return file_jelou_facade_config_v1_config_proto_rawDescGZIP(), []int{2}
+	return file_jelou_facade_config_v1_config_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Ledger) GetPath() string {
@@ -456,7 +764,7 @@ type Company struct {
 
 func (x *Company) Reset() {
 	*x = Company{}
-	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[3]
+	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -468,7 +776,7 @@ func (x *Company) String() string {
 func (*Company) ProtoMessage() {}
 
 func (x *Company) ProtoReflect() protoreflect.Message {
-	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[3]
+	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -481,7 +789,7 @@ func (x *Company) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Company.ProtoReflect.Descriptor instead.
 func (*Company) Descriptor() ([]byte, []int) {
-	return file_jelou_facade_config_v1_config_proto_rawDescGZIP(), []int{3}
+	return file_jelou_facade_config_v1_config_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Company) GetId() string {
@@ -581,7 +889,7 @@ type Allowance struct {
 
 func (x *Allowance) Reset() {
 	*x = Allowance{}
-	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[4]
+	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -593,7 +901,7 @@ func (x *Allowance) String() string {
 func (*Allowance) ProtoMessage() {}
 
 func (x *Allowance) ProtoReflect() protoreflect.Message {
-	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[4]
+	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -606,7 +914,7 @@ func (x *Allowance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Allowance.ProtoReflect.Descriptor instead.
 func (*Allowance) Descriptor() ([]byte, []int) {
-	return file_jelou_facade_config_v1_config_proto_rawDescGZIP(), []int{4}
+	return file_jelou_facade_config_v1_config_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Allowance) GetRequests() int32 {
@@ -636,7 +944,7 @@ type Log struct {
 
 func (x *Log) Reset() {
 	*x = Log{}
-	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[5]
+	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -648,7 +956,7 @@ func (x *Log) String() string {
 func (*Log) ProtoMessage() {}
 
 func (x *Log) ProtoReflect() protoreflect.Message {
-	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[5]
+	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -661,7 +969,7 @@ func (x *Log) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Log.ProtoReflect.Descriptor instead.
 func (*Log) Descriptor() ([]byte, []int) {
-	return file_jelou_facade_config_v1_config_proto_rawDescGZIP(), []int{5}
+	return file_jelou_facade_config_v1_config_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Log) GetLevel() Log_Level {
@@ -689,7 +997,7 @@ type Shutdown struct {
 
 func (x *Shutdown) Reset() {
 	*x = Shutdown{}
-	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[6]
+	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -701,7 +1009,7 @@ func (x *Shutdown) String() string {
 func (*Shutdown) ProtoMessage() {}
 
 func (x *Shutdown) ProtoReflect() protoreflect.Message {
-	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[6]
+	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -714,7 +1022,7 @@ func (x *Shutdown) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Shutdown.ProtoReflect.Descriptor instead.
 func (*Shutdown) Descriptor() ([]byte, []int) {
-	return file_jelou_facade_config_v1_config_proto_rawDescGZIP(), []int{6}
+	return file_jelou_facade_config_v1_config_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Shutdown) GetDrainTimeout() *durationpb.Duration {
@@ -739,7 +1047,7 @@ type Bounds struct {
 
 func (x *Bounds) Reset() {
 	*x = Bounds{}
-	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[7]
+	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -751,7 +1059,7 @@ func (x *Bounds) String() string {
 func (*Bounds) ProtoMessage() {}
 
 func (x *Bounds) ProtoReflect() protoreflect.Message {
-	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[7]
+	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -764,7 +1072,7 @@ func (x *Bounds) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Bounds.ProtoReflect.Descriptor instead.
 func (*Bounds) Descriptor() ([]byte, []int) {
-	return file_jelou_facade_config_v1_config_proto_rawDescGZIP(), []int{7}
+	return file_jelou_facade_config_v1_config_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Bounds) GetCompanyWaiting() int32 {
@@ -788,11 +1096,121 @@ func (x *Bounds) GetCallerWaiting() int32 {
 	return 0
 }
 
+// Key is one API key, as `jelou-facade caller new` makes them. Two keys are valid at once while one replaces the other.
+type Caller_Key struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The SHA-256 of the key, 64 hexadecimal digits. The key itself is nowhere in this file.
+	Sha256 string `protobuf:"bytes,1,opt,name=sha256,proto3" json:"sha256,omitempty"`
+	// From when on it is refused; never when absent.
+	ExpireTime    *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Caller_Key) Reset() {
+	*x = Caller_Key{}
+	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Caller_Key) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Caller_Key) ProtoMessage() {}
+
+func (x *Caller_Key) ProtoReflect() protoreflect.Message {
+	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Caller_Key.ProtoReflect.Descriptor instead.
+func (*Caller_Key) Descriptor() ([]byte, []int) {
+	return file_jelou_facade_config_v1_config_proto_rawDescGZIP(), []int{3, 0}
+}
+
+func (x *Caller_Key) GetSha256() string {
+	if x != nil {
+		return x.Sha256
+	}
+	return ""
+}
+
+func (x *Caller_Key) GetExpireTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpireTime
+	}
+	return nil
+}
+
+// Token is a caller as an issuer of JWTs names it.
+type Caller_Token struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The issuer, one of authentication.issuers; may be empty where there is only one.
+	Issuer string `protobuf:"bytes,1,opt,name=issuer,proto3" json:"issuer,omitempty"`
+	// What its tokens have in the issuer's caller_claim, exactly.
+	Subject       string `protobuf:"bytes,2,opt,name=subject,proto3" json:"subject,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Caller_Token) Reset() {
+	*x = Caller_Token{}
+	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Caller_Token) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Caller_Token) ProtoMessage() {}
+
+func (x *Caller_Token) ProtoReflect() protoreflect.Message {
+	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Caller_Token.ProtoReflect.Descriptor instead.
+func (*Caller_Token) Descriptor() ([]byte, []int) {
+	return file_jelou_facade_config_v1_config_proto_rawDescGZIP(), []int{3, 1}
+}
+
+func (x *Caller_Token) GetIssuer() string {
+	if x != nil {
+		return x.Issuer
+	}
+	return ""
+}
+
+func (x *Caller_Token) GetSubject() string {
+	if x != nil {
+		return x.Subject
+	}
+	return ""
+}
+
 var File_jelou_facade_config_v1_config_proto protoreflect.FileDescriptor
 
 const file_jelou_facade_config_v1_config_proto_rawDesc = "" +
 	"\n" +
-	"#jelou/facade/config/v1/config.proto\x12\x16jelou.facade.config.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\"\xb1\x03\n" +
+	"#jelou/facade/config/v1/config.proto\x12\x16jelou.facade.config.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ajelou/facade/v1/send.proto\"\x93\x05\n" +
 	"\x06Config\x126\n" +
 	"\x06listen\x18\x01 \x01(\v2\x1e.jelou.facade.config.v1.ListenR\x06listen\x126\n" +
 	"\x06ledger\x18\x02 \x01(\v2\x1e.jelou.facade.config.v1.LedgerR\x06ledger\x12\x91\x01\n" +
@@ -800,7 +1218,55 @@ const file_jelou_facade_config_v1_config_proto_rawDesc = "" +
 	"\x10companies.unique\x12\x17must have different ids\x1a\x1athis.map(c, c.id).unique()\x92\x01\x02\b\x01R\tcompanies\x12-\n" +
 	"\x03log\x18\x04 \x01(\v2\x1b.jelou.facade.config.v1.LogR\x03log\x12<\n" +
 	"\bshutdown\x18\x05 \x01(\v2 .jelou.facade.config.v1.ShutdownR\bshutdown\x126\n" +
-	"\x06bounds\x18\x06 \x01(\v2\x1e.jelou.facade.config.v1.BoundsR\x06bounds\"\x81\x02\n" +
+	"\x06bounds\x18\x06 \x01(\v2\x1e.jelou.facade.config.v1.BoundsR\x06bounds\x12\x8f\x01\n" +
+	"\acallers\x18\a \x03(\v2\x1e.jelou.facade.config.v1.CallerBU\xbaHR\xba\x01I\n" +
+	"\x0ecallers.unique\x12\x19must have different names\x1a\x1cthis.map(c, c.name).unique()\x92\x01\x03\x10\x90NR\acallers\x12N\n" +
+	"\x0eauthentication\x18\b \x01(\v2&.jelou.facade.config.v1.AuthenticationR\x0eauthentication\"\xa0\x01\n" +
+	"\x0eAuthentication\x12\x8d\x01\n" +
+	"\aissuers\x18\x01 \x03(\v2#.jelou.facade.config.v1.TokenIssuerBN\xbaHK\xba\x01C\n" +
+	"\x0eissuers.unique\x12\x11must be different\x1a\x1ethis.map(i, i.issuer).unique()\x92\x01\x02\x10\x14R\aissuers\"\x82\x04\n" +
+	"\vTokenIssuer\x12\x1f\n" +
+	"\x06issuer\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x06issuer\x12,\n" +
+	"\taudiences\x18\x02 \x03(\tB\x0e\xbaH\v\x92\x01\b\b\x01\"\x04r\x02\x10\x01R\taudiences\x12\x1b\n" +
+	"\tjwks_file\x18\x03 \x01(\tR\bjwksFile\x12\xeb\x01\n" +
+	"\bjwks_url\x18\x04 \x01(\tB\xcf\x01\xbaH\xcb\x01\xba\x01\xc7\x01\n" +
+	"\bjwks_url\x12:must be an https URL, or an http URL of a loopback address\x1a\x7fthis == '' || this.matches(r'^https://[^#]+$') || this.matches(r'^http://(127[.]0[.]0[.]1|localhost|\\[::1\\])(:[0-9]+)?/[^#]*$')R\ajwksUrl\x12!\n" +
+	"\fcaller_claim\x18\x05 \x01(\tR\vcallerClaim:v\xbaHs\x1aq\n" +
+	"\vissuer.keys\x121exactly one of jwks_file and jwks_url must be set\x1a/(this.jwks_file == '') != (this.jwks_url == '')\"\x98\v\n" +
+	"\x06Caller\x12\x82\x01\n" +
+	"\x04name\x18\x01 \x01(\tBn\xbaHk\xba\x01h\n" +
+	"\vcaller.name\x125must be 1 to 63 lower-case letters, digits and dashes\x1a\"this.matches(r'^[a-z0-9-]{1,63}$')R\x04name\x12@\n" +
+	"\x04keys\x18\x02 \x03(\v2\".jelou.facade.config.v1.Caller.KeyB\b\xbaH\x05\x92\x01\x02\x10\n" +
+	"R\x04keys\x12F\n" +
+	"\x06tokens\x18\x03 \x03(\v2$.jelou.facade.config.v1.Caller.TokenB\b\xbaH\x05\x92\x01\x02\x10\n" +
+	"R\x06tokens\x12\xb9\x01\n" +
+	"\fcertificates\x18\x04 \x03(\tB\x94\x01\xbaH\x90\x01\x92\x01\x8c\x01\x10\n" +
+	"\"\x87\x01\xba\x01\x83\x01\n" +
+	"\vcertificate\x12Pmust be uri:, dns: or cn: and a name, for example uri:spiffe://example.ec/orders\x1a\"this.matches(r'^(uri|dns|cn):.+$')R\fcertificates\x12(\n" +
+	"\tcompanies\x18\x05 \x03(\tB\n" +
+	"\xbaH\a\x92\x01\x04\b\x01\x18\x01R\tcompanies\x12\x1c\n" +
+	"\x04bots\x18\x06 \x03(\tB\b\xbaH\x05\x92\x01\x02\x18\x01R\x04bots\x12J\n" +
+	"\x05lanes\x18\a \x03(\x0e2!.jelou.facade.v1.SendOptions.LaneB\x11\xbaH\x0e\x92\x01\v\x18\x01\"\a\x82\x01\x04\x10\x01 \x00R\x05lanes\x12\"\n" +
+	"\x06weight\x18\b \x01(\x05B\n" +
+	"\xbaH\a\x1a\x05\x18\xe8\a(\x00R\x06weight\x121\n" +
+	"\x10calls_per_second\x18\t \x01(\x05B\a\xbaH\x04\x1a\x02(\x00R\x0ecallsPerSecond\x12(\n" +
+	"\vdaily_sends\x18\n" +
+	" \x01(\x05B\a\xbaH\x04\x1a\x02(\x00R\n" +
+	"dailySends\x12*\n" +
+	"\fmost_waiting\x18\v \x01(\x05B\a\xbaH\x04\x1a\x02(\x00R\vmostWaiting\x12\x1f\n" +
+	"\vmay_resolve\x18\f \x01(\bR\n" +
+	"mayResolve\x12\x14\n" +
+	"\x05admin\x18\r \x01(\bR\x05admin\x1a\xf7\x01\n" +
+	"\x03Key\x12\xb2\x01\n" +
+	"\x06sha256\x18\x01 \x01(\tB\x99\x01\xbaH\x95\x01\xba\x01\x91\x01\n" +
+	"\x06sha256\x12fmust be the 64 hexadecimal digits that `jelou-facade caller new` or `jelou-facade caller hash` printed\x1a\x1fthis.matches(r'^[0-9a-f]{64}$')R\x06sha256\x12;\n" +
+	"\vexpire_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"expireTime\x1aB\n" +
+	"\x05Token\x12\x16\n" +
+	"\x06issuer\x18\x01 \x01(\tR\x06issuer\x12!\n" +
+	"\asubject\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\asubject:\x8c\x02\xbaH\x88\x02\x1au\n" +
+	"\x11caller.admin_bots\x12:bots: must be empty for an admin, who sees whole companies\x1a$!this.admin || this.bots.size() == 0\x1a\x8e\x01\n" +
+	"\x11caller.credential\x123needs at least one of keys, tokens and certificates\x1aDthis.keys.size() + this.tokens.size() + this.certificates.size() > 0\"\x81\x02\n" +
 	"\x06Listen\x12{\n" +
 	"\x04grpc\x18\x01 \x01(\tBg\xbaHd\xba\x01a\n" +
 	"\aaddress\x12.must be host:port, for example 127.0.0.1:50051\x1a&this == '' || this.isHostAndPort(true)R\x04grpc\x12z\n" +
@@ -881,42 +1347,56 @@ func file_jelou_facade_config_v1_config_proto_rawDescGZIP() []byte {
 }
 
 var file_jelou_facade_config_v1_config_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_jelou_facade_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_jelou_facade_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_jelou_facade_config_v1_config_proto_goTypes = []any{
-	(Company_Evidence)(0),       // 0: jelou.facade.config.v1.Company.Evidence
-	(Log_Level)(0),              // 1: jelou.facade.config.v1.Log.Level
-	(Log_Format)(0),             // 2: jelou.facade.config.v1.Log.Format
-	(*Config)(nil),              // 3: jelou.facade.config.v1.Config
-	(*Listen)(nil),              // 4: jelou.facade.config.v1.Listen
-	(*Ledger)(nil),              // 5: jelou.facade.config.v1.Ledger
-	(*Company)(nil),             // 6: jelou.facade.config.v1.Company
-	(*Allowance)(nil),           // 7: jelou.facade.config.v1.Allowance
-	(*Log)(nil),                 // 8: jelou.facade.config.v1.Log
-	(*Shutdown)(nil),            // 9: jelou.facade.config.v1.Shutdown
-	(*Bounds)(nil),              // 10: jelou.facade.config.v1.Bounds
-	(*durationpb.Duration)(nil), // 11: google.protobuf.Duration
+	(Company_Evidence)(0),         // 0: jelou.facade.config.v1.Company.Evidence
+	(Log_Level)(0),                // 1: jelou.facade.config.v1.Log.Level
+	(Log_Format)(0),               // 2: jelou.facade.config.v1.Log.Format
+	(*Config)(nil),                // 3: jelou.facade.config.v1.Config
+	(*Authentication)(nil),        // 4: jelou.facade.config.v1.Authentication
+	(*TokenIssuer)(nil),           // 5: jelou.facade.config.v1.TokenIssuer
+	(*Caller)(nil),                // 6: jelou.facade.config.v1.Caller
+	(*Listen)(nil),                // 7: jelou.facade.config.v1.Listen
+	(*Ledger)(nil),                // 8: jelou.facade.config.v1.Ledger
+	(*Company)(nil),               // 9: jelou.facade.config.v1.Company
+	(*Allowance)(nil),             // 10: jelou.facade.config.v1.Allowance
+	(*Log)(nil),                   // 11: jelou.facade.config.v1.Log
+	(*Shutdown)(nil),              // 12: jelou.facade.config.v1.Shutdown
+	(*Bounds)(nil),                // 13: jelou.facade.config.v1.Bounds
+	(*Caller_Key)(nil),            // 14: jelou.facade.config.v1.Caller.Key
+	(*Caller_Token)(nil),          // 15: jelou.facade.config.v1.Caller.Token
+	(v1.SendOptions_Lane)(0),      // 16: jelou.facade.v1.SendOptions.Lane
+	(*durationpb.Duration)(nil),   // 17: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 18: google.protobuf.Timestamp
 }
 var file_jelou_facade_config_v1_config_proto_depIdxs = []int32{
-	4,  // 0: jelou.facade.config.v1.Config.listen:type_name -> jelou.facade.config.v1.Listen
-	5,  // 1: jelou.facade.config.v1.Config.ledger:type_name -> jelou.facade.config.v1.Ledger
-	6,  // 2: jelou.facade.config.v1.Config.companies:type_name -> jelou.facade.config.v1.Company
-	8,  // 3: jelou.facade.config.v1.Config.log:type_name -> jelou.facade.config.v1.Log
-	9,  // 4: jelou.facade.config.v1.Config.shutdown:type_name -> jelou.facade.config.v1.Shutdown
-	10, // 5: jelou.facade.config.v1.Config.bounds:type_name -> jelou.facade.config.v1.Bounds
-	11, // 6: jelou.facade.config.v1.Ledger.retention:type_name -> google.protobuf.Duration
-	7,  // 7: jelou.facade.config.v1.Company.allowance:type_name -> jelou.facade.config.v1.Allowance
-	0,  // 8: jelou.facade.config.v1.Company.evidence:type_name -> jelou.facade.config.v1.Company.Evidence
-	11, // 9: jelou.facade.config.v1.Company.attempt_timeout:type_name -> google.protobuf.Duration
-	11, // 10: jelou.facade.config.v1.Company.recipient_interval:type_name -> google.protobuf.Duration
-	11, // 11: jelou.facade.config.v1.Allowance.window:type_name -> google.protobuf.Duration
-	1,  // 12: jelou.facade.config.v1.Log.level:type_name -> jelou.facade.config.v1.Log.Level
-	2,  // 13: jelou.facade.config.v1.Log.format:type_name -> jelou.facade.config.v1.Log.Format
-	11, // 14: jelou.facade.config.v1.Shutdown.drain_timeout:type_name -> google.protobuf.Duration
-	15, // [15:15] is the sub-list for method output_type
-	15, // [15:15] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	7,  // 0: jelou.facade.config.v1.Config.listen:type_name -> jelou.facade.config.v1.Listen
+	8,  // 1: jelou.facade.config.v1.Config.ledger:type_name -> jelou.facade.config.v1.Ledger
+	9,  // 2: jelou.facade.config.v1.Config.companies:type_name -> jelou.facade.config.v1.Company
+	11, // 3: jelou.facade.config.v1.Config.log:type_name -> jelou.facade.config.v1.Log
+	12, // 4: jelou.facade.config.v1.Config.shutdown:type_name -> jelou.facade.config.v1.Shutdown
+	13, // 5: jelou.facade.config.v1.Config.bounds:type_name -> jelou.facade.config.v1.Bounds
+	6,  // 6: jelou.facade.config.v1.Config.callers:type_name -> jelou.facade.config.v1.Caller
+	4,  // 7: jelou.facade.config.v1.Config.authentication:type_name -> jelou.facade.config.v1.Authentication
+	5,  // 8: jelou.facade.config.v1.Authentication.issuers:type_name -> jelou.facade.config.v1.TokenIssuer
+	14, // 9: jelou.facade.config.v1.Caller.keys:type_name -> jelou.facade.config.v1.Caller.Key
+	15, // 10: jelou.facade.config.v1.Caller.tokens:type_name -> jelou.facade.config.v1.Caller.Token
+	16, // 11: jelou.facade.config.v1.Caller.lanes:type_name -> jelou.facade.v1.SendOptions.Lane
+	17, // 12: jelou.facade.config.v1.Ledger.retention:type_name -> google.protobuf.Duration
+	10, // 13: jelou.facade.config.v1.Company.allowance:type_name -> jelou.facade.config.v1.Allowance
+	0,  // 14: jelou.facade.config.v1.Company.evidence:type_name -> jelou.facade.config.v1.Company.Evidence
+	17, // 15: jelou.facade.config.v1.Company.attempt_timeout:type_name -> google.protobuf.Duration
+	17, // 16: jelou.facade.config.v1.Company.recipient_interval:type_name -> google.protobuf.Duration
+	17, // 17: jelou.facade.config.v1.Allowance.window:type_name -> google.protobuf.Duration
+	1,  // 18: jelou.facade.config.v1.Log.level:type_name -> jelou.facade.config.v1.Log.Level
+	2,  // 19: jelou.facade.config.v1.Log.format:type_name -> jelou.facade.config.v1.Log.Format
+	17, // 20: jelou.facade.config.v1.Shutdown.drain_timeout:type_name -> google.protobuf.Duration
+	18, // 21: jelou.facade.config.v1.Caller.Key.expire_time:type_name -> google.protobuf.Timestamp
+	22, // [22:22] is the sub-list for method output_type
+	22, // [22:22] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_jelou_facade_config_v1_config_proto_init() }
@@ -930,7 +1410,7 @@ func file_jelou_facade_config_v1_config_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_jelou_facade_config_v1_config_proto_rawDesc), len(file_jelou_facade_config_v1_config_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   8,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
