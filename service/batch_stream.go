@@ -125,6 +125,8 @@ func (s *batchServer) reportAll(ctx context.Context, id ledger.QueueID, after in
 	defer progress.Stop()
 	owner := time.NewTicker(ownerCheckEvery)
 	defer owner.Stop()
+	old := s.streamEnd(ctx)
+	defer old.Stop()
 	acked := int64(0)
 	for {
 		if u != nil {
@@ -164,6 +166,8 @@ func (s *batchServer) reportAll(ctx context.Context, id ledger.QueueID, after in
 			}
 		case <-s.stopping:
 			return newFault(facadev1.ErrorReason_DRAINING, "the server stops; reopen the batch with the last cursor seen").with("batch_id", id.String())
+		case <-old.C:
+			return newFault(facadev1.ErrorReason_DRAINING, "the connection is old; reopen the batch with the last cursor seen over a new one").with("batch_id", id.String())
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}

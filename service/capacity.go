@@ -53,6 +53,8 @@ func (s *capacityServer) WatchCapacity(r *facadev1.WatchCapacityRequest, stream 
 	}
 	tick := time.NewTicker(watchEvery)
 	defer tick.Stop()
+	old := s.streamEnd(stream.Context())
+	defer old.Stop()
 	var told *facadev1.Capacity
 	var toldAt time.Time
 	for {
@@ -72,6 +74,8 @@ func (s *capacityServer) WatchCapacity(r *facadev1.WatchCapacityRequest, stream 
 			return stream.Context().Err()
 		case <-s.stopping:
 			return newFault(facadev1.ErrorReason_DRAINING, "the server stops; watch again")
+		case <-old.C:
+			return newFault(facadev1.ErrorReason_DRAINING, "the connection is old; watch again over a new one")
 		}
 	}
 }

@@ -41,13 +41,14 @@ import (
 // facade is a real server on real listeners with a real SQLite ledger, in front of the simulator.
 type facade struct {
 	*testing.T
-	sim    *jelousim.Server
-	ledger *ledger.Ledger
-	conn   *grpc.ClientConn
-	rest   string
-	logs   *logBuffer
-	stop   context.CancelFunc
-	ended  chan error
+	sim      *jelousim.Server
+	ledger   *ledger.Ledger
+	conn     *grpc.ClientConn
+	grpcAddr string
+	rest     string
+	logs     *logBuffer
+	stop     context.CancelFunc
+	ended    chan error
 }
 
 // setup is what a test may want different.
@@ -58,6 +59,8 @@ type setup struct {
 	pace    pace.Config
 	ledger  ledger.Config // Path is a new one unless it is given
 	bounds  service.Bounds
+
+	connections service.Connections
 }
 
 // newFacade starts everything; the end of the test stops it and checks what must hold after every scenario.
@@ -92,12 +95,12 @@ func newFacade(t *testing.T, change func(*setup)) *facade {
 	f.must(err)
 	company := &dispatch.Company{ID: id, Name: "sandbox", Client: client, Pace: s.pace, AttemptTimeout: 2 * time.Second}
 	server, err := service.New(service.Config{
-		GRPCAddress: "127.0.0.1:0", HTTPAddress: "127.0.0.1:0", Ledger: f.ledger, DrainTimeout: 3 * time.Second, Bounds: s.bounds, Logger: log,
+		GRPCAddress: "127.0.0.1:0", HTTPAddress: "127.0.0.1:0", Ledger: f.ledger, DrainTimeout: 3 * time.Second, Bounds: s.bounds, Connections: s.connections, Logger: log,
 		Bots: map[string]*dispatch.Company{"demo": company, "disabled": company, "+593900000000": company},
 	})
 	f.must(err)
-	f.rest = "http://" + server.HTTPAddr().String()
-	f.conn, err = grpc.NewClient(server.GRPCAddr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	f.rest, f.grpcAddr = "http://"+server.HTTPAddr().String(), server.GRPCAddr().String()
+	f.conn, err = grpc.NewClient(f.grpcAddr, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	f.must(err)
 	go func() { f.ended <- server.Run(ctx) }()
 	t.Cleanup(func() {

@@ -5,6 +5,7 @@ package service
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -17,6 +18,7 @@ import (
 	"github.com/fullstorydev/grpchan/inprocgrpc"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/health"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
@@ -31,6 +33,9 @@ import (
 type Config struct {
 	GRPCAddress string // host:port; port 0 takes a free one
 	HTTPAddress string
+	// TLS of both listeners; nil serves plaintext. Its protocols have to include h2 and http/1.1.
+	TLS         *tls.Config
+	Connections Connections
 
 	Ledger *ledger.Ledger // open; the server runs it, the caller closes it
 	// Companies by bot, each with an id of the Ledger.
@@ -71,6 +76,7 @@ type core struct {
 	// validator holds batch items to their rules one by one.
 	validator protovalidate.Validator
 	stopping  chan struct{} // closed when the server begins to stop
+	streamAge time.Duration // of a connection when its streams are ended
 	halt      lastHalt
 }
 
@@ -92,23 +98,18 @@ func New(c Config) (*Server, error) {
 	}
 	c.DrainTimeout = orDefault(c.DrainTimeout, defaultDrainTimeout)
 	c.Bounds.Company = orDefault(c.Bounds.Company, defaultCompanyBound)
+	c.Connections.setDefaults()
 	validator, err := protovalidate.New()
 	if err != nil {
 		return nil, err
 	}
 	s := &Server{config: c, health: health.NewServer()}
-	s.core = &core{ledger: c.Ledger, bots: c.Bots, bounds: c.Bounds, validator: validator, stopping: make(chan struct{}), dispatch: dispatch.New(dispatch.Config{
+	s.core = &core{ledger: c.Ledger, bots: c.Bots, bounds: c.Bounds, validator: validator, stopping: make(chan struct{}), streamAge: c.Connections.streams(), dispatch: dispatch.New(dispatch.Config{
 		Ledger: c.Ledger, Companies: companiesOf(c.Bots),
 		Result: storedResult, Error: storedError, Logger: c.Logger,
 	})}
 	g := &guard{log: c.Logger, validator: validator}
-	s.grpc = grpc.NewServer(
-		grpc.UnaryInterceptor(g.Unary), grpc.StreamInterceptor(g.Stream),
-		grpc.ForceServerCodecV2(newCodec()), grpc.MaxRecvMsgSize(maxFrameBytes),
-		grpc.MaxConcurrentStreams(maxConcurrentStreams), grpc.MaxHeaderListSize(maxHeaderBytes),
-		grpc.ConnectionTimeout(connectionTimeout),
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveMin, PermitWithoutStream: true}),
-	)
+	s.grpc = newGRPC(c, g)
 	inProcess := new(inprocgrpc.Channel).WithServerUnaryInterceptor(g.Unary).WithServerStreamInterceptor(g.Stream)
 	for _, registrar := range []grpc.ServiceRegistrar{s.grpc, inProcess} {
 		facadev1.RegisterMessageServiceServer(registrar, &messageServer{core: s.core})
@@ -124,16 +125,45 @@ func New(c Config) (*Server, error) {
 		return nil, err
 	}
 	s.http = &http.Server{
-		Handler: gateway, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeaderBytes,
+		Handler: renewing(c.Connections.Age, gateway), TLSConfig: c.TLS,
+		ConnContext:       func(ctx context.Context, _ net.Conn) context.Context { return withSince(ctx) },
+		ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeaderBytes,
 		ErrorLog: slog.NewLogLogger(c.Logger.Handler(), slog.LevelDebug),
 	}
-	if s.grpcL, err = net.Listen("tcp", c.GRPCAddress); err != nil {
+	if s.grpcL, err = listen(c, c.GRPCAddress); err != nil {
 		return nil, fmt.Errorf("listen for gRPC: %w", err)
 	}
-	if s.httpL, err = net.Listen("tcp", c.HTTPAddress); err != nil {
+	if s.httpL, err = listen(c, c.HTTPAddress); err != nil {
 		return nil, errors.Join(fmt.Errorf("listen for REST: %w", err), s.grpcL.Close())
 	}
 	return s, nil
+}
+
+// newGRPC is the gRPC server without its services.
+func newGRPC(c Config, g *guard) *grpc.Server {
+	options := []grpc.ServerOption{
+		grpc.UnaryInterceptor(g.Unary), grpc.StreamInterceptor(g.Stream),
+		grpc.ForceServerCodecV2(newCodec()), grpc.MaxRecvMsgSize(maxFrameBytes),
+		grpc.MaxConcurrentStreams(maxConcurrentStreams), grpc.MaxHeaderListSize(maxHeaderBytes),
+		grpc.ConnectionTimeout(connectionTimeout), grpc.StatsHandler(connectionTimes{}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveMin, PermitWithoutStream: true}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{
+			MaxConnectionAge: c.Connections.Age, MaxConnectionAgeGrace: c.Connections.Grace,
+			Time: c.Connections.Keepalive, Timeout: keepaliveTimeout,
+		}),
+	}
+	if c.TLS != nil {
+		options = append(options, grpc.Creds(credentials.NewTLS(c.TLS)))
+	}
+	return grpc.NewServer(options...)
+}
+
+func listen(c Config, address string) (net.Listener, error) {
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		return nil, err
+	}
+	return &boundedListener{Listener: l, most: int64(c.Connections.Most), log: c.Logger}, nil
 }
 
 func orDefault[T comparable](v, otherwise T) T {
@@ -186,7 +216,11 @@ func (s *Server) Run(ctx context.Context) error {
 		return nil
 	})
 	running.Go(func() error {
-		if err := s.http.Serve(s.httpL); !errors.Is(err, http.ErrServerClosed) {
+		serve := s.http.Serve
+		if s.config.TLS != nil {
+			serve = func(l net.Listener) error { return s.http.ServeTLS(l, "", "") }
+		}
+		if err := serve(s.httpL); !errors.Is(err, http.ErrServerClosed) {
 			return err
 		}
 		return nil

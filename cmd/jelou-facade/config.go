@@ -4,15 +4,15 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 
 	"buf.build/go/protovalidate"
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/encoding/protojson"
-	"sigs.k8s.io/yaml"
+	"google.golang.org/protobuf/reflect/protoreflect"
 
 	_ "embed"
 
@@ -84,14 +84,33 @@ func loadConfig(path string) (*configv1.Config, error) {
 	}
 	// Files are named relative to the configuration file, wherever the server is started.
 	folder := filepath.Dir(path)
-	for _, company := range c.Companies {
-		company.ClientIdFile = relativeTo(folder, company.ClientIdFile)
-		company.ClientSecretFile = relativeTo(folder, company.ClientSecretFile)
-	}
-	if c.Ledger.Path != "" {
-		c.Ledger.Path = relativeTo(folder, c.Ledger.Path)
-	}
+	eachFile(c, func(name string) string { return relativeTo(folder, name) })
 	return c, nil
+}
+
+// eachFile gives every file that a configuration names another name: the fields that end in _file, and the ledger's path.
+func eachFile(c *configv1.Config, rename func(string) string) {
+	renameFiles(c.ProtoReflect(), rename)
+	if c.Ledger.Path != "" {
+		c.Ledger.Path = rename(c.Ledger.Path)
+	}
+}
+
+func renameFiles(m protoreflect.Message, rename func(string) string) {
+	m.Range(func(f protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+		switch {
+		case f.IsMap():
+		case f.Message() != nil && f.IsList():
+			for i := range v.List().Len() {
+				renameFiles(v.List().Get(i).Message(), rename)
+			}
+		case f.Message() != nil:
+			renameFiles(v.Message(), rename)
+		case f.Kind() == protoreflect.StringKind && !f.IsList() && strings.HasSuffix(string(f.Name()), "_file") && v.String() != "":
+			m.Set(f, protoreflect.ValueOfString(rename(v.String())))
+		}
+		return true
+	})
 }
 
 func relativeTo(folder, path string) string {
@@ -102,37 +121,71 @@ func relativeTo(folder, path string) string {
 }
 
 func parseConfig(data []byte) (*configv1.Config, error) {
-	asJSON, err := yaml.YAMLToJSONStrict(data)
+	d, err := readYAML(data)
 	if err != nil {
 		return nil, err
 	}
 	c := &configv1.Config{}
-	if err := protojson.Unmarshal(asJSON, c); err != nil {
+	if err := protojson.Unmarshal(d.json.Bytes(), c); err != nil {
 		return nil, configError(err)
 	}
-	if err := protovalidate.Validate(c); err != nil {
+	if err := checkConfig(c, d); err != nil {
 		return nil, err
 	}
-	for _, company := range c.Companies {
-		if _, err := paceOf(company); err != nil {
-			return nil, fmt.Errorf("company %s: %w", company.Id, err)
-		}
-	}
 	setDefaults(c)
-	return c, errors.Join(checkBots(c), checkAddress("listen.grpc", c.Listen.Grpc), checkAddress("listen.http", c.Listen.Http))
+	return c, nil
 }
 
-// configError drops protojson's line and column: they count in the JSON that the YAML became.
+// configError says on which line of the file protojson stopped. Its column is that of the JSON that the YAML became.
 func configError(err error) error {
-	text := strings.TrimPrefix(err.Error(), "proto:")
-	text = strings.TrimLeft(text, " \u00a0")
-	if strings.HasPrefix(text, "(line ") {
-		if _, rest, ok := strings.Cut(text, "): "); ok {
-			text = rest
-		}
+	text := strings.TrimLeft(strings.TrimPrefix(err.Error(), "proto:"), " \u00a0")
+	text = strings.TrimPrefix(text, "syntax error ")
+	if place := jsonPlace.FindStringSubmatch(text); place != nil {
+		text = "line " + place[1] + ": " + strings.TrimPrefix(text, place[0])
 	}
+	text = jsonField.ReplaceAllStringFunc(text, snakeCase)
 	return errors.New(text + "; `jelou-facade config example` shows all fields")
 }
+
+var jsonPlace = regexp.MustCompile(`^\(line (\d+):\d+\): `)
+
+// jsonField is a field as protojson names it.
+var jsonField = regexp.MustCompile(`\bfield [A-Za-z]+`)
+
+// checkConfig holds a configuration to the rules of its proto and to those about more than one field.
+func checkConfig(c *configv1.Config, d *document) error {
+	if err := protovalidate.Validate(c); err != nil {
+		invalid, ok := errors.AsType[*protovalidate.ValidationError](err)
+		if !ok {
+			return err
+		}
+		var all []error
+		for _, v := range invalid.Violations {
+			all = append(all, violation(d, v))
+		}
+		return errors.Join(all...)
+	}
+	for i, company := range c.Companies {
+		if _, err := paceOf(company); err != nil {
+			return d.at(fmt.Sprintf("companies[%d]", i), fmt.Errorf("company %s: %w", company.Id, err))
+		}
+	}
+	if err := checkBots(c, d); err != nil {
+		return err
+	}
+	return checkListen(c, d)
+}
+
+// violation is a broken rule at its line. Rules about two fields name theirs in front of a colon.
+func violation(d *document, v *protovalidate.Violation) error {
+	path, text := protovalidate.FieldPathString(v.Proto.GetField()), v.Proto.GetMessage()
+	if name, rest, ok := strings.Cut(text, ": "); ok && fieldName.MatchString(name) {
+		path, text = strings.TrimPrefix(path+"."+name, "."), rest
+	}
+	return d.at(path, errors.New(text))
+}
+
+var fieldName = regexp.MustCompile(`^[a-z_]+$`)
 
 func setDefaults(c *configv1.Config) {
 	if c.Listen == nil {
@@ -157,30 +210,18 @@ func setDefault(field *string, value string) {
 	}
 }
 
-// checkBots finds bots that two companies claim.
-func checkBots(c *configv1.Config) error {
+// checkBots finds bots and ids that two companies claim.
+func checkBots(c *configv1.Config, d *document) error {
 	owner := map[string]string{}
-	for _, company := range c.Companies {
-		for _, bot := range company.Bots {
+	for i, company := range c.Companies {
+		for k, bot := range company.Bots {
 			if other, taken := owner[bot]; taken {
-				return fmt.Errorf("companies: bot %q is in %s and in %s; it must be in one", bot, other, company.Id)
+				return d.at(fmt.Sprintf("companies[%d].bots[%d]", i, k), fmt.Errorf("bot %q is in %s and in %s; it must be in one", bot, other, company.Id))
 			}
 			owner[bot] = company.Id
 		}
 	}
 	return nil
-}
-
-// checkAddress refuses what would let anybody on the network send in the company's name.
-func checkAddress(field, address string) error {
-	host, _, err := net.SplitHostPort(address)
-	if err != nil {
-		return fmt.Errorf("%s: %w", field, err)
-	}
-	if ip := net.ParseIP(host); host == "localhost" || ip != nil && ip.IsLoopback() {
-		return nil
-	}
-	return fmt.Errorf("%s: %s is not a loopback address, and this server has no authentication yet: listen on 127.0.0.1 and put a proxy that authenticates in front", field, address)
 }
 
 // readCredential reads a company's credential from its files.

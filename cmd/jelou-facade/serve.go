@@ -68,7 +68,7 @@ func serve(ctx context.Context, flags serveFlags, out io.Writer) (err error) {
 	if flags.httpAddr != "" {
 		config.Listen.Http = flags.httpAddr
 	}
-	if err := errors.Join(checkAddress("--grpc-addr", config.Listen.Grpc), checkAddress("--http-addr", config.Listen.Http)); err != nil {
+	if err := checkListen(config, nil); err != nil {
 		return err
 	}
 	log := newLogger(config.Log)
@@ -113,8 +113,17 @@ func newServer(ctx context.Context, config *configv1.Config, l *ledger.Ledger, l
 			bots[bot] = company
 		}
 	}
+	k, err := newKeys(config.Listen.Tls)
+	if err != nil {
+		closeClients()
+		return nil, nil, err
+	}
 	server, err := service.New(service.Config{
-		GRPCAddress: config.Listen.Grpc, HTTPAddress: config.Listen.Http,
+		GRPCAddress: config.Listen.Grpc, HTTPAddress: config.Listen.Http, TLS: k.config(),
+		Connections: service.Connections{
+			Most: int(config.Listen.MaxConnections), Age: config.Listen.MaxConnectionAge.AsDuration(),
+			Grace: config.Listen.MaxConnectionAgeGrace.AsDuration(), Keepalive: config.Listen.Keepalive.AsDuration(),
+		},
 		Ledger: l, Bots: bots,
 		DrainTimeout: config.Shutdown.GetDrainTimeout().AsDuration(),
 		Bounds: service.Bounds{

@@ -28,6 +28,60 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// The oldest version of TLS that is spoken.
+// buf:lint:ignore ENUM_VALUE_PREFIX
+type Tls_Version int32
+
+const (
+	// As TLS_1_2.
+	Tls_VERSION_UNSPECIFIED Tls_Version = 0
+	// TLS 1.2, with Go's secure cipher suites only.
+	Tls_TLS_1_2 Tls_Version = 1
+	// TLS 1.3.
+	Tls_TLS_1_3 Tls_Version = 2
+)
+
+// Enum value maps for Tls_Version.
+var (
+	Tls_Version_name = map[int32]string{
+		0: "VERSION_UNSPECIFIED",
+		1: "TLS_1_2",
+		2: "TLS_1_3",
+	}
+	Tls_Version_value = map[string]int32{
+		"VERSION_UNSPECIFIED": 0,
+		"TLS_1_2":             1,
+		"TLS_1_3":             2,
+	}
+)
+
+func (x Tls_Version) Enum() *Tls_Version {
+	p := new(Tls_Version)
+	*p = x
+	return p
+}
+
+func (x Tls_Version) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Tls_Version) Descriptor() protoreflect.EnumDescriptor {
+	return file_jelou_facade_config_v1_config_proto_enumTypes[0].Descriptor()
+}
+
+func (Tls_Version) Type() protoreflect.EnumType {
+	return &file_jelou_facade_config_v1_config_proto_enumTypes[0]
+}
+
+func (x Tls_Version) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Tls_Version.Descriptor instead.
+func (Tls_Version) EnumDescriptor() ([]byte, []int) {
+	return file_jelou_facade_config_v1_config_proto_rawDescGZIP(), []int{5, 0}
+}
+
 // How pace learns that a request has arrived at Jelou.
 // buf:lint:ignore ENUM_VALUE_PREFIX
 type Company_Evidence int32
@@ -71,11 +125,11 @@ func (x Company_Evidence) String() string {
 }
 
 func (Company_Evidence) Descriptor() protoreflect.EnumDescriptor {
-	return file_jelou_facade_config_v1_config_proto_enumTypes[0].Descriptor()
+	return file_jelou_facade_config_v1_config_proto_enumTypes[1].Descriptor()
 }
 
 func (Company_Evidence) Type() protoreflect.EnumType {
-	return &file_jelou_facade_config_v1_config_proto_enumTypes[0]
+	return &file_jelou_facade_config_v1_config_proto_enumTypes[1]
 }
 
 func (x Company_Evidence) Number() protoreflect.EnumNumber {
@@ -84,7 +138,7 @@ func (x Company_Evidence) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Company_Evidence.Descriptor instead.
 func (Company_Evidence) EnumDescriptor() ([]byte, []int) {
-	return file_jelou_facade_config_v1_config_proto_rawDescGZIP(), []int{6, 0}
+	return file_jelou_facade_config_v1_config_proto_rawDescGZIP(), []int{7, 0}
 }
 
 // The least severe kind that is logged.
@@ -133,11 +187,11 @@ func (x Log_Level) String() string {
 }
 
 func (Log_Level) Descriptor() protoreflect.EnumDescriptor {
-	return file_jelou_facade_config_v1_config_proto_enumTypes[1].Descriptor()
+	return file_jelou_facade_config_v1_config_proto_enumTypes[2].Descriptor()
 }
 
 func (Log_Level) Type() protoreflect.EnumType {
-	return &file_jelou_facade_config_v1_config_proto_enumTypes[1]
+	return &file_jelou_facade_config_v1_config_proto_enumTypes[2]
 }
 
 func (x Log_Level) Number() protoreflect.EnumNumber {
@@ -146,7 +200,7 @@ func (x Log_Level) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Log_Level.Descriptor instead.
 func (Log_Level) EnumDescriptor() ([]byte, []int) {
-	return file_jelou_facade_config_v1_config_proto_rawDescGZIP(), []int{8, 0}
+	return file_jelou_facade_config_v1_config_proto_rawDescGZIP(), []int{9, 0}
 }
 
 // The form of a line.
@@ -187,11 +241,11 @@ func (x Log_Format) String() string {
 }
 
 func (Log_Format) Descriptor() protoreflect.EnumDescriptor {
-	return file_jelou_facade_config_v1_config_proto_enumTypes[2].Descriptor()
+	return file_jelou_facade_config_v1_config_proto_enumTypes[3].Descriptor()
 }
 
 func (Log_Format) Type() protoreflect.EnumType {
-	return &file_jelou_facade_config_v1_config_proto_enumTypes[2]
+	return &file_jelou_facade_config_v1_config_proto_enumTypes[3]
 }
 
 func (x Log_Format) Number() protoreflect.EnumNumber {
@@ -200,7 +254,7 @@ func (x Log_Format) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Log_Format.Descriptor instead.
 func (Log_Format) EnumDescriptor() ([]byte, []int) {
-	return file_jelou_facade_config_v1_config_proto_rawDescGZIP(), []int{8, 1}
+	return file_jelou_facade_config_v1_config_proto_rawDescGZIP(), []int{9, 1}
 }
 
 // Config is the whole file.
@@ -600,13 +654,30 @@ func (x *Caller) GetAdmin() bool {
 	return false
 }
 
-// Listen is where the server listens. Without authentication only loopback addresses are accepted.
+// Listen is where the server listens, and what clients may do to it. On loopback addresses neither TLS nor callers are needed.
+// Any other address needs `callers`, and TLS or `plaintext_behind_proxy`.
 type Listen struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// gRPC, host:port; port 0 takes a free one. 127.0.0.1:50051 when empty.
 	Grpc string `protobuf:"bytes,1,opt,name=grpc,proto3" json:"grpc,omitempty"`
 	// REST, OpenAPI and its page, host:port; port 0 takes a free one. 127.0.0.1:8080 when empty.
-	Http          string `protobuf:"bytes,2,opt,name=http,proto3" json:"http,omitempty"`
+	Http string `protobuf:"bytes,2,opt,name=http,proto3" json:"http,omitempty"`
+	// TLS of both listeners. Plaintext when absent.
+	Tls *Tls `protobuf:"bytes,3,opt,name=tls,proto3" json:"tls,omitempty"`
+	// Plaintext on other than loopback addresses, on purpose: a proxy or a mesh in front ends TLS, and nothing else can reach
+	// the ports. Callers must authenticate all the same. Not together with tls.
+	PlaintextBehindProxy bool `protobuf:"varint,4,opt,name=plaintext_behind_proxy,json=plaintextBehindProxy,proto3" json:"plaintext_behind_proxy,omitempty"`
+	// Connections of each listener, at most 100000; 2000 when 0. One more is closed at once, so that its client tries another replica.
+	MaxConnections int32 `protobuf:"varint,5,opt,name=max_connections,json=maxConnections,proto3" json:"max_connections,omitempty"`
+	// How old a connection becomes, give or take a tenth, before its client has to open another one, so that calls spread over
+	// new replicas; 10m when absent, 10s to 24h.
+	MaxConnectionAge *durationpb.Duration `protobuf:"bytes,6,opt,name=max_connection_age,json=maxConnectionAge,proto3" json:"max_connection_age,omitempty"`
+	// How long calls that began on such a connection may go on; 15m when absent, 1s to 24h, and at least a quarter of
+	// max_connection_age. Streams are ended with a cursor before it, so it should be longer than any call waits (10m).
+	MaxConnectionAgeGrace *durationpb.Duration `protobuf:"bytes,7,opt,name=max_connection_age_grace,json=maxConnectionAgeGrace,proto3" json:"max_connection_age_grace,omitempty"`
+	// How long a gRPC connection may be silent before the server asks whether its client is still there; 1m when absent, 10s to 1h.
+	// One that does not answer within 20s is closed.
+	Keepalive     *durationpb.Duration `protobuf:"bytes,8,opt,name=keepalive,proto3" json:"keepalive,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -655,6 +726,123 @@ func (x *Listen) GetHttp() string {
 	return ""
 }
 
+func (x *Listen) GetTls() *Tls {
+	if x != nil {
+		return x.Tls
+	}
+	return nil
+}
+
+func (x *Listen) GetPlaintextBehindProxy() bool {
+	if x != nil {
+		return x.PlaintextBehindProxy
+	}
+	return false
+}
+
+func (x *Listen) GetMaxConnections() int32 {
+	if x != nil {
+		return x.MaxConnections
+	}
+	return 0
+}
+
+func (x *Listen) GetMaxConnectionAge() *durationpb.Duration {
+	if x != nil {
+		return x.MaxConnectionAge
+	}
+	return nil
+}
+
+func (x *Listen) GetMaxConnectionAgeGrace() *durationpb.Duration {
+	if x != nil {
+		return x.MaxConnectionAgeGrace
+	}
+	return nil
+}
+
+func (x *Listen) GetKeepalive() *durationpb.Duration {
+	if x != nil {
+		return x.Keepalive
+	}
+	return nil
+}
+
+// Tls is how connections are encrypted. The files are read again when they change; one that cannot be used is refused and the
+// last good ones stay in force.
+type Tls struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The file with the certificate and those that lead to its authority, PEM, the server's own first.
+	CertFile string `protobuf:"bytes,1,opt,name=cert_file,json=certFile,proto3" json:"cert_file,omitempty"`
+	// The file with the certificate's private key, PEM.
+	KeyFile string `protobuf:"bytes,2,opt,name=key_file,json=keyFile,proto3" json:"key_file,omitempty"`
+	// The file with the authorities whose client certificates are accepted, PEM. A client may do without one and
+	// authenticate otherwise; one that shows another authority's is refused. No client certificates are asked for when empty.
+	ClientCaFile string `protobuf:"bytes,3,opt,name=client_ca_file,json=clientCaFile,proto3" json:"client_ca_file,omitempty"`
+	// The oldest version.
+	MinVersion    Tls_Version `protobuf:"varint,4,opt,name=min_version,json=minVersion,proto3,enum=jelou.facade.config.v1.Tls_Version" json:"min_version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Tls) Reset() {
+	*x = Tls{}
+	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Tls) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Tls) ProtoMessage() {}
+
+func (x *Tls) ProtoReflect() protoreflect.Message {
+	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Tls.ProtoReflect.Descriptor instead.
+func (*Tls) Descriptor() ([]byte, []int) {
+	return file_jelou_facade_config_v1_config_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Tls) GetCertFile() string {
+	if x != nil {
+		return x.CertFile
+	}
+	return ""
+}
+
+func (x *Tls) GetKeyFile() string {
+	if x != nil {
+		return x.KeyFile
+	}
+	return ""
+}
+
+func (x *Tls) GetClientCaFile() string {
+	if x != nil {
+		return x.ClientCaFile
+	}
+	return ""
+}
+
+func (x *Tls) GetMinVersion() Tls_Version {
+	if x != nil {
+		return x.MinVersion
+	}
+	return Tls_VERSION_UNSPECIFIED
+}
+
 // Ledger is where sends are stored. At most one of path and url.
 type Ledger struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -672,7 +860,7 @@ type Ledger struct {
 
 func (x *Ledger) Reset() {
 	*x = Ledger{}
-	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[5]
+	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -684,7 +872,7 @@ func (x *Ledger) String() string {
 func (*Ledger) ProtoMessage() {}
 
 func (x *Ledger) ProtoReflect() protoreflect.Message {
-	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[5]
+	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -697,7 +885,7 @@ func (x *Ledger) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ledger.ProtoReflect.Descriptor instead.
 func (*Ledger) Descriptor() ([]byte, []int) {
-	return file_jelou_facade_config_v1_config_proto_rawDescGZIP(), []int{5}
+	return file_jelou_facade_config_v1_config_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Ledger) GetPath() string {
@@ -764,7 +952,7 @@ type Company struct {
 
 func (x *Company) Reset() {
 	*x = Company{}
-	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[6]
+	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -776,7 +964,7 @@ func (x *Company) String() string {
 func (*Company) ProtoMessage() {}
 
 func (x *Company) ProtoReflect() protoreflect.Message {
-	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[6]
+	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -789,7 +977,7 @@ func (x *Company) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Company.ProtoReflect.Descriptor instead.
 func (*Company) Descriptor() ([]byte, []int) {
-	return file_jelou_facade_config_v1_config_proto_rawDescGZIP(), []int{6}
+	return file_jelou_facade_config_v1_config_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Company) GetId() string {
@@ -889,7 +1077,7 @@ type Allowance struct {
 
 func (x *Allowance) Reset() {
 	*x = Allowance{}
-	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[7]
+	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -901,7 +1089,7 @@ func (x *Allowance) String() string {
 func (*Allowance) ProtoMessage() {}
 
 func (x *Allowance) ProtoReflect() protoreflect.Message {
-	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[7]
+	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -914,7 +1102,7 @@ func (x *Allowance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Allowance.ProtoReflect.Descriptor instead.
 func (*Allowance) Descriptor() ([]byte, []int) {
-	return file_jelou_facade_config_v1_config_proto_rawDescGZIP(), []int{7}
+	return file_jelou_facade_config_v1_config_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Allowance) GetRequests() int32 {
@@ -944,7 +1132,7 @@ type Log struct {
 
 func (x *Log) Reset() {
 	*x = Log{}
-	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[8]
+	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -956,7 +1144,7 @@ func (x *Log) String() string {
 func (*Log) ProtoMessage() {}
 
 func (x *Log) ProtoReflect() protoreflect.Message {
-	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[8]
+	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -969,7 +1157,7 @@ func (x *Log) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Log.ProtoReflect.Descriptor instead.
 func (*Log) Descriptor() ([]byte, []int) {
-	return file_jelou_facade_config_v1_config_proto_rawDescGZIP(), []int{8}
+	return file_jelou_facade_config_v1_config_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Log) GetLevel() Log_Level {
@@ -997,7 +1185,7 @@ type Shutdown struct {
 
 func (x *Shutdown) Reset() {
 	*x = Shutdown{}
-	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[9]
+	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1009,7 +1197,7 @@ func (x *Shutdown) String() string {
 func (*Shutdown) ProtoMessage() {}
 
 func (x *Shutdown) ProtoReflect() protoreflect.Message {
-	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[9]
+	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1022,7 +1210,7 @@ func (x *Shutdown) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Shutdown.ProtoReflect.Descriptor instead.
 func (*Shutdown) Descriptor() ([]byte, []int) {
-	return file_jelou_facade_config_v1_config_proto_rawDescGZIP(), []int{9}
+	return file_jelou_facade_config_v1_config_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Shutdown) GetDrainTimeout() *durationpb.Duration {
@@ -1047,7 +1235,7 @@ type Bounds struct {
 
 func (x *Bounds) Reset() {
 	*x = Bounds{}
-	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[10]
+	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1059,7 +1247,7 @@ func (x *Bounds) String() string {
 func (*Bounds) ProtoMessage() {}
 
 func (x *Bounds) ProtoReflect() protoreflect.Message {
-	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[10]
+	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1072,7 +1260,7 @@ func (x *Bounds) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Bounds.ProtoReflect.Descriptor instead.
 func (*Bounds) Descriptor() ([]byte, []int) {
-	return file_jelou_facade_config_v1_config_proto_rawDescGZIP(), []int{10}
+	return file_jelou_facade_config_v1_config_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Bounds) GetCompanyWaiting() int32 {
@@ -1109,7 +1297,7 @@ type Caller_Key struct {
 
 func (x *Caller_Key) Reset() {
 	*x = Caller_Key{}
-	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[11]
+	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1121,7 +1309,7 @@ func (x *Caller_Key) String() string {
 func (*Caller_Key) ProtoMessage() {}
 
 func (x *Caller_Key) ProtoReflect() protoreflect.Message {
-	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[11]
+	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1164,7 +1352,7 @@ type Caller_Token struct {
 
 func (x *Caller_Token) Reset() {
 	*x = Caller_Token{}
-	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[12]
+	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1176,7 +1364,7 @@ func (x *Caller_Token) String() string {
 func (*Caller_Token) ProtoMessage() {}
 
 func (x *Caller_Token) ProtoReflect() protoreflect.Message {
-	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[12]
+	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1266,12 +1454,34 @@ const file_jelou_facade_config_v1_config_proto_rawDesc = "" +
 	"\x06issuer\x18\x01 \x01(\tR\x06issuer\x12!\n" +
 	"\asubject\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\asubject:\x8c\x02\xbaH\x88\x02\x1au\n" +
 	"\x11caller.admin_bots\x12:bots: must be empty for an admin, who sees whole companies\x1a$!this.admin || this.bots.size() == 0\x1a\x8e\x01\n" +
-	"\x11caller.credential\x123needs at least one of keys, tokens and certificates\x1aDthis.keys.size() + this.tokens.size() + this.certificates.size() > 0\"\x81\x02\n" +
+	"\x11caller.credential\x123needs at least one of keys, tokens and certificates\x1aDthis.keys.size() + this.tokens.size() + this.certificates.size() > 0\"\xc9\b\n" +
 	"\x06Listen\x12{\n" +
 	"\x04grpc\x18\x01 \x01(\tBg\xbaHd\xba\x01a\n" +
 	"\aaddress\x12.must be host:port, for example 127.0.0.1:50051\x1a&this == '' || this.isHostAndPort(true)R\x04grpc\x12z\n" +
 	"\x04http\x18\x02 \x01(\tBf\xbaHc\xba\x01`\n" +
-	"\aaddress\x12-must be host:port, for example 127.0.0.1:8080\x1a&this == '' || this.isHostAndPort(true)R\x04http\"\x89\x04\n" +
+	"\aaddress\x12-must be host:port, for example 127.0.0.1:8080\x1a&this == '' || this.isHostAndPort(true)R\x04http\x12-\n" +
+	"\x03tls\x18\x03 \x01(\v2\x1b.jelou.facade.config.v1.TlsR\x03tls\x124\n" +
+	"\x16plaintext_behind_proxy\x18\x04 \x01(\bR\x14plaintextBehindProxy\x124\n" +
+	"\x0fmax_connections\x18\x05 \x01(\x05B\v\xbaH\b\x1a\x06\x18\xa0\x8d\x06(\x00R\x0emaxConnections\x12Y\n" +
+	"\x12max_connection_age\x18\x06 \x01(\v2\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n" +
+	"\"\x04\b\x80\xa3\x052\x02\b\n" +
+	"R\x10maxConnectionAge\x12d\n" +
+	"\x18max_connection_age_grace\x18\a \x01(\v2\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n" +
+	"\"\x04\b\x80\xa3\x052\x02\b\x01R\x15maxConnectionAgeGrace\x12H\n" +
+	"\tkeepalive\x18\b \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x03\b\x90\x1c2\x02\b\n" +
+	"R\tkeepalive:\x9f\x03\xbaH\x9b\x03\x1aw\n" +
+	"\x10listen.plaintext\x122plaintext_behind_proxy: and tls exclude each other\x1a/!(this.plaintext_behind_proxy && has(this.tls))\x1a\x9f\x02\n" +
+	"\flisten.grace\x12Jmax_connection_age_grace: must be at least a quarter of max_connection_age\x1a\xc2\x01(has(this.max_connection_age_grace) ? this.max_connection_age_grace : duration('15m')).getSeconds() * 4 >= (has(this.max_connection_age) ? this.max_connection_age : duration('10m')).getSeconds()\"\x83\x02\n" +
+	"\x03Tls\x12$\n" +
+	"\tcert_file\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\bcertFile\x12\"\n" +
+	"\bkey_file\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\akeyFile\x12$\n" +
+	"\x0eclient_ca_file\x18\x03 \x01(\tR\fclientCaFile\x12N\n" +
+	"\vmin_version\x18\x04 \x01(\x0e2#.jelou.facade.config.v1.Tls.VersionB\b\xbaH\x05\x82\x01\x02\x10\x01R\n" +
+	"minVersion\"<\n" +
+	"\aVersion\x12\x17\n" +
+	"\x13VERSION_UNSPECIFIED\x10\x00\x12\v\n" +
+	"\aTLS_1_2\x10\x01\x12\v\n" +
+	"\aTLS_1_3\x10\x02\"\x89\x04\n" +
 	"\x06Ledger\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x9e\x01\n" +
 	"\x03url\x18\x02 \x01(\tB\x8b\x01\xbaH\x87\x01\xba\x01\x83\x01\n" +
@@ -1346,57 +1556,64 @@ func file_jelou_facade_config_v1_config_proto_rawDescGZIP() []byte {
 	return file_jelou_facade_config_v1_config_proto_rawDescData
 }
 
-var file_jelou_facade_config_v1_config_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_jelou_facade_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_jelou_facade_config_v1_config_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
+var file_jelou_facade_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_jelou_facade_config_v1_config_proto_goTypes = []any{
-	(Company_Evidence)(0),         // 0: jelou.facade.config.v1.Company.Evidence
-	(Log_Level)(0),                // 1: jelou.facade.config.v1.Log.Level
-	(Log_Format)(0),               // 2: jelou.facade.config.v1.Log.Format
-	(*Config)(nil),                // 3: jelou.facade.config.v1.Config
-	(*Authentication)(nil),        // 4: jelou.facade.config.v1.Authentication
-	(*TokenIssuer)(nil),           // 5: jelou.facade.config.v1.TokenIssuer
-	(*Caller)(nil),                // 6: jelou.facade.config.v1.Caller
-	(*Listen)(nil),                // 7: jelou.facade.config.v1.Listen
-	(*Ledger)(nil),                // 8: jelou.facade.config.v1.Ledger
-	(*Company)(nil),               // 9: jelou.facade.config.v1.Company
-	(*Allowance)(nil),             // 10: jelou.facade.config.v1.Allowance
-	(*Log)(nil),                   // 11: jelou.facade.config.v1.Log
-	(*Shutdown)(nil),              // 12: jelou.facade.config.v1.Shutdown
-	(*Bounds)(nil),                // 13: jelou.facade.config.v1.Bounds
-	(*Caller_Key)(nil),            // 14: jelou.facade.config.v1.Caller.Key
-	(*Caller_Token)(nil),          // 15: jelou.facade.config.v1.Caller.Token
-	(v1.SendOptions_Lane)(0),      // 16: jelou.facade.v1.SendOptions.Lane
-	(*durationpb.Duration)(nil),   // 17: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 18: google.protobuf.Timestamp
+	(Tls_Version)(0),              // 0: jelou.facade.config.v1.Tls.Version
+	(Company_Evidence)(0),         // 1: jelou.facade.config.v1.Company.Evidence
+	(Log_Level)(0),                // 2: jelou.facade.config.v1.Log.Level
+	(Log_Format)(0),               // 3: jelou.facade.config.v1.Log.Format
+	(*Config)(nil),                // 4: jelou.facade.config.v1.Config
+	(*Authentication)(nil),        // 5: jelou.facade.config.v1.Authentication
+	(*TokenIssuer)(nil),           // 6: jelou.facade.config.v1.TokenIssuer
+	(*Caller)(nil),                // 7: jelou.facade.config.v1.Caller
+	(*Listen)(nil),                // 8: jelou.facade.config.v1.Listen
+	(*Tls)(nil),                   // 9: jelou.facade.config.v1.Tls
+	(*Ledger)(nil),                // 10: jelou.facade.config.v1.Ledger
+	(*Company)(nil),               // 11: jelou.facade.config.v1.Company
+	(*Allowance)(nil),             // 12: jelou.facade.config.v1.Allowance
+	(*Log)(nil),                   // 13: jelou.facade.config.v1.Log
+	(*Shutdown)(nil),              // 14: jelou.facade.config.v1.Shutdown
+	(*Bounds)(nil),                // 15: jelou.facade.config.v1.Bounds
+	(*Caller_Key)(nil),            // 16: jelou.facade.config.v1.Caller.Key
+	(*Caller_Token)(nil),          // 17: jelou.facade.config.v1.Caller.Token
+	(v1.SendOptions_Lane)(0),      // 18: jelou.facade.v1.SendOptions.Lane
+	(*durationpb.Duration)(nil),   // 19: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 20: google.protobuf.Timestamp
 }
 var file_jelou_facade_config_v1_config_proto_depIdxs = []int32{
-	7,  // 0: jelou.facade.config.v1.Config.listen:type_name -> jelou.facade.config.v1.Listen
-	8,  // 1: jelou.facade.config.v1.Config.ledger:type_name -> jelou.facade.config.v1.Ledger
-	9,  // 2: jelou.facade.config.v1.Config.companies:type_name -> jelou.facade.config.v1.Company
-	11, // 3: jelou.facade.config.v1.Config.log:type_name -> jelou.facade.config.v1.Log
-	12, // 4: jelou.facade.config.v1.Config.shutdown:type_name -> jelou.facade.config.v1.Shutdown
-	13, // 5: jelou.facade.config.v1.Config.bounds:type_name -> jelou.facade.config.v1.Bounds
-	6,  // 6: jelou.facade.config.v1.Config.callers:type_name -> jelou.facade.config.v1.Caller
-	4,  // 7: jelou.facade.config.v1.Config.authentication:type_name -> jelou.facade.config.v1.Authentication
-	5,  // 8: jelou.facade.config.v1.Authentication.issuers:type_name -> jelou.facade.config.v1.TokenIssuer
-	14, // 9: jelou.facade.config.v1.Caller.keys:type_name -> jelou.facade.config.v1.Caller.Key
-	15, // 10: jelou.facade.config.v1.Caller.tokens:type_name -> jelou.facade.config.v1.Caller.Token
-	16, // 11: jelou.facade.config.v1.Caller.lanes:type_name -> jelou.facade.v1.SendOptions.Lane
-	17, // 12: jelou.facade.config.v1.Ledger.retention:type_name -> google.protobuf.Duration
-	10, // 13: jelou.facade.config.v1.Company.allowance:type_name -> jelou.facade.config.v1.Allowance
-	0,  // 14: jelou.facade.config.v1.Company.evidence:type_name -> jelou.facade.config.v1.Company.Evidence
-	17, // 15: jelou.facade.config.v1.Company.attempt_timeout:type_name -> google.protobuf.Duration
-	17, // 16: jelou.facade.config.v1.Company.recipient_interval:type_name -> google.protobuf.Duration
-	17, // 17: jelou.facade.config.v1.Allowance.window:type_name -> google.protobuf.Duration
-	1,  // 18: jelou.facade.config.v1.Log.level:type_name -> jelou.facade.config.v1.Log.Level
-	2,  // 19: jelou.facade.config.v1.Log.format:type_name -> jelou.facade.config.v1.Log.Format
-	17, // 20: jelou.facade.config.v1.Shutdown.drain_timeout:type_name -> google.protobuf.Duration
-	18, // 21: jelou.facade.config.v1.Caller.Key.expire_time:type_name -> google.protobuf.Timestamp
-	22, // [22:22] is the sub-list for method output_type
-	22, // [22:22] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	8,  // 0: jelou.facade.config.v1.Config.listen:type_name -> jelou.facade.config.v1.Listen
+	10, // 1: jelou.facade.config.v1.Config.ledger:type_name -> jelou.facade.config.v1.Ledger
+	11, // 2: jelou.facade.config.v1.Config.companies:type_name -> jelou.facade.config.v1.Company
+	13, // 3: jelou.facade.config.v1.Config.log:type_name -> jelou.facade.config.v1.Log
+	14, // 4: jelou.facade.config.v1.Config.shutdown:type_name -> jelou.facade.config.v1.Shutdown
+	15, // 5: jelou.facade.config.v1.Config.bounds:type_name -> jelou.facade.config.v1.Bounds
+	7,  // 6: jelou.facade.config.v1.Config.callers:type_name -> jelou.facade.config.v1.Caller
+	5,  // 7: jelou.facade.config.v1.Config.authentication:type_name -> jelou.facade.config.v1.Authentication
+	6,  // 8: jelou.facade.config.v1.Authentication.issuers:type_name -> jelou.facade.config.v1.TokenIssuer
+	16, // 9: jelou.facade.config.v1.Caller.keys:type_name -> jelou.facade.config.v1.Caller.Key
+	17, // 10: jelou.facade.config.v1.Caller.tokens:type_name -> jelou.facade.config.v1.Caller.Token
+	18, // 11: jelou.facade.config.v1.Caller.lanes:type_name -> jelou.facade.v1.SendOptions.Lane
+	9,  // 12: jelou.facade.config.v1.Listen.tls:type_name -> jelou.facade.config.v1.Tls
+	19, // 13: jelou.facade.config.v1.Listen.max_connection_age:type_name -> google.protobuf.Duration
+	19, // 14: jelou.facade.config.v1.Listen.max_connection_age_grace:type_name -> google.protobuf.Duration
+	19, // 15: jelou.facade.config.v1.Listen.keepalive:type_name -> google.protobuf.Duration
+	0,  // 16: jelou.facade.config.v1.Tls.min_version:type_name -> jelou.facade.config.v1.Tls.Version
+	19, // 17: jelou.facade.config.v1.Ledger.retention:type_name -> google.protobuf.Duration
+	12, // 18: jelou.facade.config.v1.Company.allowance:type_name -> jelou.facade.config.v1.Allowance
+	1,  // 19: jelou.facade.config.v1.Company.evidence:type_name -> jelou.facade.config.v1.Company.Evidence
+	19, // 20: jelou.facade.config.v1.Company.attempt_timeout:type_name -> google.protobuf.Duration
+	19, // 21: jelou.facade.config.v1.Company.recipient_interval:type_name -> google.protobuf.Duration
+	19, // 22: jelou.facade.config.v1.Allowance.window:type_name -> google.protobuf.Duration
+	2,  // 23: jelou.facade.config.v1.Log.level:type_name -> jelou.facade.config.v1.Log.Level
+	3,  // 24: jelou.facade.config.v1.Log.format:type_name -> jelou.facade.config.v1.Log.Format
+	19, // 25: jelou.facade.config.v1.Shutdown.drain_timeout:type_name -> google.protobuf.Duration
+	20, // 26: jelou.facade.config.v1.Caller.Key.expire_time:type_name -> google.protobuf.Timestamp
+	27, // [27:27] is the sub-list for method output_type
+	27, // [27:27] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_jelou_facade_config_v1_config_proto_init() }
@@ -1409,8 +1626,8 @@ func file_jelou_facade_config_v1_config_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_jelou_facade_config_v1_config_proto_rawDesc), len(file_jelou_facade_config_v1_config_proto_rawDesc)),
-			NumEnums:      3,
-			NumMessages:   13,
+			NumEnums:      4,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
