@@ -169,6 +169,8 @@ var configCases = []ruleCase{
 	company("window too long", `, "allowance": {"window": "61s"}`, "companies[0].allowance.window duration.gte_lte"),
 	{"listen", "Listen", `{"grpc": "127.0.0.1:0", "http": "[::1]:8080"}`, nil},
 	{"listen without port", "Listen", `{"grpc": "127.0.0.1"}`, []string{"grpc address"}},
+	{"plaintext and TLS", "Listen", `{"plaintext_behind_proxy": true, "tls": {"cert_file": "a", "key_file": "b"}}`, []string{" listen.plaintext"}},
+	{"short grace", "Listen", `{"max_connection_age": "3600s", "max_connection_age_grace": "899s"}`, []string{" listen.grace"}},
 	{"ledger", "Ledger", `{"url": "postgres://u@h/d", "retention": "86400s"}`, nil},
 	{"ledger twice", "Ledger", `{"path": "a.db", "url": "postgres://u@h/d"}`, []string{" ledger.one"}},
 	{"ledger in another database", "Ledger", `{"url": "mysql://u@h/d"}`, []string{"url url"}},
