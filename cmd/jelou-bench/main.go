@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/jelou-facade/jelou-facade/service/version"
 )
 
 // benchmark is one measurement.
@@ -64,6 +66,7 @@ when a goal was missed that must hold on any machine, such as "no window over th
 		Example: `  jelou-bench overhead --quick
   jelou-bench pacing --json --seed 7 | tail -1
   jelou-bench pacing --help`,
+		Version:       version.Read().String(),
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args:          cobra.NoArgs,

@@ -6,10 +6,11 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"github.com/jelou-facade/jelou-facade/service/version"
 )
 
 func main() {
@@ -37,25 +38,10 @@ Then write a configuration file, check it, and serve:
   jelou-facade config example > facade.yaml
   jelou-facade config check facade.yaml
   jelou-facade serve --config facade.yaml`,
-		Version:       version(),
+		Version:       version.Read().String(),
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
 	root.AddCommand(newServeCommand(), newConfigCommand(), newLedgerCommand(), newRehearseCommand())
 	return root
-}
-
-// version is what the Go toolchain stamped into the binary.
-func version() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return "unknown"
-	}
-	v := info.Main.Version
-	for _, s := range info.Settings {
-		if s.Key == "vcs.revision" {
-			v += " " + s.Value
-		}
-	}
-	return v
 }

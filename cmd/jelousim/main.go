@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/jelou-facade/jelou-facade/service/jelousim"
+	"github.com/jelou-facade/jelou-facade/service/version"
 )
 
 func main() {
@@ -57,6 +58,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		seed        = flags.Uint64("seed", 0, "seed of the random choices instead of the configuration's; 0: that one, or a drawn one")
 		certFile    = flags.String("tls-cert", "", "PEM `file` with a certificate: serve Jelou's API by TLS, with -tls-key")
 		keyFile     = flags.String("tls-key", "", "PEM `file` with the certificate's key")
+		showVersion = flags.Bool("version", false, "print which build this is, and stop")
 	)
 	flags.Usage = func() {
 		fmt.Fprint(stderr, usage)
@@ -68,6 +70,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	if flags.NArg() > 0 {
 		return fmt.Errorf("%q: takes flags only; see -help", flags.Arg(0))
+	}
+	if *showVersion {
+		_, err := fmt.Fprintln(stdout, "jelousim version", version.Read())
+		return err
 	}
 	if *printConfig {
 		e := json.NewEncoder(stdout)
