@@ -2,8 +2,15 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 
-BUF  := go tool -modfile=tools/go.mod buf
-LINT := go tool -modfile=tools/go.mod golangci-lint
+TOOL := go tool -modfile=tools/go.mod
+BUF  := $(TOOL) buf
+LINT := $(TOOL) golangci-lint
+
+# A release: VERSION is the tag that stands on the commit, if one does. The same lines build the image.
+VERSION ?= $(shell git describe --tags --exact-match 2>/dev/null)
+COMMIT  ?= $(shell git describe --always --abbrev=40 --match=nothing --dirty=+changes 2>/dev/null)
+OUT     ?= bin
+STAMP   := github.com/jelou-facade/jelou-facade/service/version
 
 # The commit that `make breaking` compares with: the main before this one, or what is given, as in BASE=v0.1.0.
 BASE ?= $(shell .ci/base)
@@ -11,13 +18,16 @@ BASE ?= $(shell .ci/base)
 GENERATED := gen proto service/openapi.json
 
 .DEFAULT_GOAL := help
-.PHONY: help run test postgres generate generated lint breaking modules check tools
+.PHONY: help run build reproducible sbom licences vulnerabilities test postgres generate generated lint breaking modules check tools
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z_]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: ## Start the server with a simulated Jelou in one process
 	go run ./cmd/jelou-facade serve --sandbox
+
+build: ## Build the programs as they are released, into OUT
+	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "-s -w -X $(STAMP).number=$(VERSION) -X $(STAMP).commit=$(COMMIT)" -o $(OUT)/ ./cmd/...
 
 test: postgres ## Run all tests with the race detector, on SQLite and on PostgreSQL
 	go test -race -timeout 15m ./...
@@ -58,11 +68,33 @@ modules: ## Check go.mod and go.sum
 	go mod tidy -diff
 	cd tools && go mod tidy -diff
 
-check: generated lint breaking modules test ## Run everything that CI runs
+# The second build has a folder and a cache of its own, so that nothing of the first one is in it.
+reproducible: ## Build a second time elsewhere: the programs must be the same, byte for byte
+	@work=$$(mktemp -d); trap 'chmod -R u+w "$$work"; rm -rf "$$work"' EXIT; mkdir "$$work/tree"; \
+	git ls-files -z --cached --others --exclude-standard | tar --null -T - -c | tar -x -C "$$work/tree"; \
+	$(MAKE) --no-print-directory build OUT="$$work/one" VERSION="$(VERSION)" COMMIT="$(COMMIT)"; \
+	GOCACHE="$$work/cache" $(MAKE) --no-print-directory -C "$$work/tree" build OUT="$$work/two" VERSION="$(VERSION)" COMMIT="$(COMMIT)"; \
+	cd "$$work/one" && sha256sum * | tee ../sums && cd ../two && sha256sum --check ../sums
+
+sbom: build ## Write OUT/NAME.cdx.json, what is in each program of OUT (CycloneDX)
+	@for name in jelou-facade jelousim; do \
+		GOPROXY=off $(TOOL) cyclonedx-gomod bin -json -std -licenses -version "$(or $(VERSION),v0.0.0)" -output "$(OUT)/$$name.cdx.json" "$(OUT)/$$name"; \
+		echo "$(OUT)/$$name.cdx.json"; \
+	done
+
+licences: ## Check that everything that is linked in has a licence that asks for no more than its text
+	$(TOOL) go-licenses check ./cmd/... --allowed_licenses=Apache-2.0,BSD-2-Clause,BSD-3-Clause,ISC,MIT 2>/dev/null || \
+		{ $(TOOL) go-licenses report ./cmd/... 2>/dev/null; echo "licences: one of these is not in the list above" >&2; exit 1; }
+
+vulnerabilities: ## Look for known vulnerabilities in what is called; needs vuln.go.dev, so it is no part of check
+	$(TOOL) govulncheck ./...
+
+check: generated lint breaking modules licences reproducible test ## Run everything that CI runs
 
 tools: third_party/proto # Compile the tools, for .ci/run
 	$(BUF) --version
 	$(LINT) version
+	$(TOOL) go-licenses --help >/dev/null
 
 # Tests start PostgreSQL themselves: here it is only made available.
 postgres:
