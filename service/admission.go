@@ -82,10 +82,11 @@ func (s *core) queueFull(ctx context.Context, n ledger.NewSend, more int64) (*fa
 	if err != nil {
 		return nil, err
 	}
+	bounds := s.settings.Load().Bounds
 	for _, b := range []struct {
 		of             string
 		waiting, bound int64
-	}{{"of this caller in the lane", mine, s.bounds.Caller}, {"in the lane", inLane, s.bounds.Lane}, {"of the company", all, s.bounds.Company}} {
+	}{{"of this caller in the lane", mine, bounds.Caller}, {"in the lane", inLane, bounds.Lane}, {"of the company", all, bounds.Company}} {
 		over := b.waiting + more - b.bound
 		if b.bound == 0 || over <= 0 {
 			continue

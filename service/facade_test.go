@@ -95,8 +95,11 @@ func newFacade(t *testing.T, change func(*setup)) *facade {
 	f.must(err)
 	company := &dispatch.Company{ID: id, Name: "sandbox", Client: client, Pace: s.pace, AttemptTimeout: 2 * time.Second}
 	server, err := service.New(service.Config{
-		GRPCAddress: "127.0.0.1:0", HTTPAddress: "127.0.0.1:0", Ledger: f.ledger, DrainTimeout: 3 * time.Second, Bounds: s.bounds, Connections: s.connections, Logger: log,
-		Bots: map[string]*dispatch.Company{"demo": company, "disabled": company, "+593900000000": company},
+		GRPCAddress: "127.0.0.1:0", HTTPAddress: "127.0.0.1:0", Ledger: f.ledger, Connections: s.connections, Logger: log,
+		Settings: service.Settings{
+			Bots:   map[string]*dispatch.Company{"demo": company, "disabled": company, "+593900000000": company},
+			Bounds: s.bounds, DrainTimeout: 3 * time.Second,
+		},
 	})
 	f.must(err)
 	f.rest, f.grpcAddr = "http://"+server.HTTPAddr().String(), server.GRPCAddr().String()

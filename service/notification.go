@@ -74,10 +74,10 @@ func (s *core) read(ctx context.Context, botID string, f func(context.Context, *
 	}
 	ctx, cancel := context.WithTimeout(ctx, waitOf(ctx, false))
 	defer cancel()
-	err = s.dispatch.Read(ctx, company.ID, func(ctx context.Context) (jelou.Timing, error) {
-		return f(ctx, company.Client)
-	})
+	err = s.dispatch.Read(ctx, company.ID, f)
 	switch {
+	case errors.Is(err, dispatch.ErrRemoved):
+		return botNotFound()
 	case errors.Is(err, dispatch.ErrTooManyReads):
 		return newFault(facadev1.ErrorReason_QUEUE_FULL, "too many reads of notifications wait for this company").because(err)
 	case errors.Is(err, dispatch.ErrStopping):

@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"buf.build/go/protovalidate"
@@ -38,13 +39,23 @@ type Config struct {
 	Connections Connections
 
 	Ledger *ledger.Ledger // open; the server runs it, the caller closes it
+	Settings
+
+	Logger *slog.Logger // nil logs nothing
+}
+
+// Settings are what may change while the server runs.
+type Settings struct {
 	// Companies by bot, each with an id of the Ledger.
 	Bots map[string]*dispatch.Company
 
 	DrainTimeout time.Duration // for running calls at the stop; zero is 20s
 	Bounds       Bounds
+}
 
-	Logger *slog.Logger // nil logs nothing
+func (s *Settings) setDefaults() {
+	s.DrainTimeout = orDefault(s.DrainTimeout, defaultDrainTimeout)
+	s.Bounds.Company = orDefault(s.Bounds.Company, defaultCompanyBound)
 }
 
 // Bounds are how many sends of a company may wait; zero is no bound of that kind, but for the company's.
@@ -71,8 +82,7 @@ const (
 type core struct {
 	ledger   *ledger.Ledger
 	dispatch *dispatch.Dispatcher
-	bots     map[string]*dispatch.Company
-	bounds   Bounds
+	settings atomic.Pointer[Settings] // in force
 	// validator holds batch items to their rules one by one.
 	validator protovalidate.Validator
 	stopping  chan struct{} // closed when the server begins to stop
@@ -96,18 +106,18 @@ func New(c Config) (*Server, error) {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
-	c.DrainTimeout = orDefault(c.DrainTimeout, defaultDrainTimeout)
-	c.Bounds.Company = orDefault(c.Bounds.Company, defaultCompanyBound)
+	c.Settings.setDefaults()
 	c.Connections.setDefaults()
 	validator, err := protovalidate.New()
 	if err != nil {
 		return nil, err
 	}
 	s := &Server{config: c, health: health.NewServer()}
-	s.core = &core{ledger: c.Ledger, bots: c.Bots, bounds: c.Bounds, validator: validator, stopping: make(chan struct{}), streamAge: c.Connections.streams(), dispatch: dispatch.New(dispatch.Config{
+	s.core = &core{ledger: c.Ledger, validator: validator, stopping: make(chan struct{}), streamAge: c.Connections.streams(), dispatch: dispatch.New(dispatch.Config{
 		Ledger: c.Ledger, Companies: companiesOf(c.Bots),
 		Result: storedResult, Error: storedError, Logger: c.Logger,
 	})}
+	s.core.settings.Store(&c.Settings)
 	g := &guard{log: c.Logger, validator: validator}
 	s.grpc = newGRPC(c, g)
 	inProcess := new(inprocgrpc.Channel).WithServerUnaryInterceptor(g.Unary).WithServerStreamInterceptor(g.Stream)
@@ -192,6 +202,14 @@ func (s *Server) GRPCAddr() net.Addr { return s.grpcL.Addr() }
 // HTTPAddr is where REST is served.
 func (s *Server) HTTPAddr() net.Addr { return s.httpL.Addr() }
 
+// Update puts settings in force while the server runs. Calls under way go on, those of a bot that is gone too: what they have
+// stored stays in the ledger.
+func (s *Server) Update(settings Settings) {
+	settings.setDefaults()
+	s.core.dispatch.Update(companiesOf(settings.Bots)) // before its bots are known
+	s.core.settings.Store(&settings)
+}
+
 // Run serves until ctx ends, then stops in order: health says NOT_SERVING, nothing new is claimed or accepted, waiting calls
 // are answered, running calls and attempts finish; each bounded. The ledger must stay open until Run has returned.
 func (s *Server) Run(ctx context.Context) error {
@@ -237,7 +255,7 @@ func (s *Server) Run(ctx context.Context) error {
 
 // drain lets running calls finish, both sides at once, and cuts what does not.
 func (s *Server) drain() {
-	ctx, cancel := context.WithTimeout(context.Background(), s.config.DrainTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), s.core.settings.Load().DrainTimeout)
 	defer cancel()
 	hard := context.AfterFunc(ctx, func() {
 		s.grpc.Stop()
@@ -324,7 +342,7 @@ func haltFault(h ledger.Halt) *fault {
 // companies are the ids of all companies of this server.
 func (s *core) companies() []int64 {
 	var ids []int64
-	for _, c := range companiesOf(s.bots) {
+	for _, c := range companiesOf(s.settings.Load().Bots) {
 		ids = append(ids, c.ID)
 	}
 	return ids
@@ -332,11 +350,15 @@ func (s *core) companies() []int64 {
 
 // companyOf is the company that has the bot.
 func (s *core) companyOf(botID string) (*dispatch.Company, error) {
-	c, ok := s.bots[botID]
+	c, ok := s.settings.Load().Bots[botID]
 	if !ok {
-		f := newFault(facadev1.ErrorReason_BOT_NOT_FOUND, "no company of this server's configuration has the bot")
-		f.domain = domainFacade
-		return nil, f
+		return nil, botNotFound()
 	}
 	return c, nil
+}
+
+func botNotFound() *fault {
+	f := newFault(facadev1.ErrorReason_BOT_NOT_FOUND, "no company of this server's configuration has the bot")
+	f.domain = domainFacade
+	return f
 }

@@ -124,18 +124,23 @@ func newServer(ctx context.Context, config *configv1.Config, l *ledger.Ledger, l
 			Most: int(config.Listen.MaxConnections), Age: config.Listen.MaxConnectionAge.AsDuration(),
 			Grace: config.Listen.MaxConnectionAgeGrace.AsDuration(), Keepalive: config.Listen.Keepalive.AsDuration(),
 		},
-		Ledger: l, Bots: bots,
-		DrainTimeout: config.Shutdown.GetDrainTimeout().AsDuration(),
-		Bounds: service.Bounds{
-			Company: int64(config.Bounds.GetCompanyWaiting()), Lane: int64(config.Bounds.GetLaneWaiting()), Caller: int64(config.Bounds.GetCallerWaiting()),
-		},
-		Logger: log,
+		Ledger: l, Settings: settingsOf(config, bots), Logger: log,
 	})
 	if err != nil {
 		closeClients()
 		return nil, nil, err
 	}
 	return server, closeClients, nil
+}
+
+// settingsOf is what may change while the server runs.
+func settingsOf(config *configv1.Config, bots map[string]*dispatch.Company) service.Settings {
+	return service.Settings{
+		Bots: bots, DrainTimeout: config.Shutdown.GetDrainTimeout().AsDuration(),
+		Bounds: service.Bounds{
+			Company: int64(config.Bounds.GetCompanyWaiting()), Lane: int64(config.Bounds.GetLaneWaiting()), Caller: int64(config.Bounds.GetCallerWaiting()),
+		},
+	}
 }
 
 var evidence = map[configv1.Company_Evidence]pace.Evidence{

@@ -29,6 +29,7 @@ type appointment struct {
 	how   look
 	index int  // in its heap
 	taken bool // it is being looked at
+	gone  bool // it is not looked at any more
 }
 
 func newAgenda() *agenda {
@@ -50,7 +51,7 @@ func (a *agenda) change(c *company, at time.Time, how look, onlySooner bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	p := &c.appointment
-	if p.taken || onlySooner && p.index >= 0 && !at.Before(p.at) {
+	if p.taken || p.gone || onlySooner && p.index >= 0 && !at.Before(p.at) {
 		return
 	}
 	if p.index >= 0 {
@@ -64,7 +65,36 @@ func (a *agenda) release(c *company, at time.Time, how look) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	c.appointment.taken = false
-	a.put(c, at, how)
+	if !c.appointment.gone {
+		a.put(c, at, how)
+	}
+}
+
+// retire takes a company off the agenda for good, or until it is enlisted again.
+func (a *agenda) retire(c *company) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	p := &c.appointment
+	p.gone = true
+	if p.index >= 0 {
+		heap.Remove(&a.waiting[p.how], p.index)
+	}
+}
+
+// retired reports whether a company is not looked at any more.
+func (a *agenda) retired(c *company) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return c.appointment.gone
+}
+
+// enlist lets a company on the agenda again, and reports whether it was retired.
+func (a *agenda) enlist(c *company) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	was := c.appointment.gone
+	c.appointment.gone = false
+	return was
 }
 
 func (a *agenda) put(c *company, at time.Time, how look) {

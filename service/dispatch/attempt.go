@@ -24,8 +24,9 @@ const (
 )
 
 // attempt sends one send, claimed since start, and settles it.
-func (d *Dispatcher) attempt(work context.Context, c *company, send ledger.Send, start time.Time) {
-	result, err := d.request(work, c, send, start.Add(c.AttemptTimeout))
+func (d *Dispatcher) attempt(work context.Context, t turn, send ledger.Send, start time.Time) {
+	c := t.company
+	result, err := d.request(work, t, send, start.Add(t.settings.attemptTimeout()))
 	over := time.Now()
 	timing := timingOf(result, err)
 	d.check.attempted(c, send, timing)
@@ -38,7 +39,7 @@ func (d *Dispatcher) attempt(work context.Context, c *company, send ledger.Send,
 }
 
 // request makes the one request. A crash here leaves the send claimed: its lease lapses and it is unknown.
-func (d *Dispatcher) request(work context.Context, c *company, send ledger.Send, deadline time.Time) (result *jelou.Result, failed *jelou.Error) {
+func (d *Dispatcher) request(work context.Context, t turn, send ledger.Send, deadline time.Time) (result *jelou.Result, failed *jelou.Error) {
 	ctx, cancel := context.WithDeadline(work, deadline)
 	defer cancel()
 	if ctx.Err() != nil {
@@ -55,9 +56,9 @@ func (d *Dispatcher) request(work context.Context, c *company, send ledger.Send,
 	if err := proto.Unmarshal(send.Body, item); err != nil {
 		return nil, &jelou.Error{Outcome: jelou.Refused, Reason: facadev1.ErrorReason_INTERNAL, Message: "the stored send cannot be read"}
 	}
-	ctx, stop := d.watchAck(ctx, c, send.Claim)
+	ctx, stop := d.watchAck(ctx, t.company, send.Claim)
 	defer stop()
-	result, err := c.Client.Send(ctx, send.Bot, item)
+	result, err := t.settings.Client.Send(ctx, send.Bot, item)
 	if err == nil {
 		return result, nil
 	}
@@ -103,8 +104,8 @@ const unackedMost = 20
 func (c *company) noteReply(start time.Time, t jelou.Timing, e *jelou.Error) {
 	refused := e != nil && e.Outcome == jelou.Unauthorized
 	var print [32]byte
-	if refused && c.Credential != nil {
-		print = fingerprint(c.Credential)
+	if read := c.settings.Load().Credential; refused && read != nil {
+		print = fingerprint(read)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()

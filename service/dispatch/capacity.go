@@ -40,7 +40,7 @@ type LaneCapacity struct {
 
 // Capacity tells how much a company can send now, and how long the caller would wait.
 func (d *Dispatcher) Capacity(ctx context.Context, companyID int64, caller string) (Capacity, error) {
-	c := d.companies[companyID]
+	c := d.all()[companyID]
 	if err := d.freshen(ctx, c, capacityKept); err != nil {
 		return Capacity{}, err
 	}
@@ -106,7 +106,7 @@ func (d *Dispatcher) sample(ctx context.Context) {
 		return
 	}
 	now := time.Now()
-	for id, c := range d.companies {
+	for id, c := range d.all() {
 		u := usage{at: now, served: served[id]}
 		for _, n := range u.served {
 			u.all += n
@@ -122,7 +122,7 @@ func (d *Dispatcher) sample(ctx context.Context) {
 
 // Status is the company's pacing now, as far as this process has seen it.
 func (d *Dispatcher) Status(companyID int64) pace.Status {
-	c := d.companies[companyID]
+	c := d.all()[companyID]
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.status()

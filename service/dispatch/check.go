@@ -167,7 +167,9 @@ func (s *SelfCheck) attempted(c *company, send ledger.Send, t jelou.Timing) {
 		o = &ownSends{}
 		s.companies[c.Name] = o
 	}
-	o.allowed, o.window = rule.InWindow(), rule.EachWindow()
+	if o.allowed != rule.InWindow() || o.window != rule.EachWindow() {
+		*o = ownSends{allowed: rule.InWindow(), window: rule.EachWindow()} // what began before kept another rule
+	}
 	if worst := o.began(t.Started); worst > o.worst {
 		o.worst = worst
 		if worst > o.allowed {
@@ -265,7 +267,7 @@ func (d *Dispatcher) inspectFairness(ctx context.Context) {
 	d.check.mu.Lock()
 	before := d.check.fair
 	d.check.mu.Unlock()
-	for id, c := range d.companies {
+	for id, c := range d.all() {
 		c.mu.Lock()
 		idle := c.waits == pace.Lanes{}
 		c.mu.Unlock()

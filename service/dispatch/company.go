@@ -4,16 +4,25 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jelou-facade/jelou-facade/service/ledger"
 	"github.com/jelou-facade/jelou-facade/service/pace"
 )
 
+// turn is a look at a company with the settings that it had when the look began: they hold for what comes of it.
+type turn struct {
+	*company
+	settings *Company
+}
+
 // company is what a Dispatcher knows of a company beside the ledger. All of it may be out of date, for other replicas
 // claim too: it decides when to look, and never what leaves.
 type company struct {
-	*Company
+	ID          int64
+	Name        string
+	settings    atomic.Pointer[Company]
 	clock       *clock
 	log         *slog.Logger
 	appointment appointment // the agenda's
@@ -64,7 +73,25 @@ const (
 )
 
 func newCompany(co *Company, clock *clock, log *slog.Logger) *company {
-	return &company{Company: co, clock: clock, log: log.With(slog.String("company", co.Name)), rule: co.Pace, appointment: appointment{index: -1}, promised: map[ledger.ID]time.Time{}}
+	c := &company{ID: co.ID, Name: co.Name, clock: clock, log: log.With(slog.String("company", co.Name)), appointment: appointment{index: -1}, promised: map[ledger.ID]time.Time{}}
+	c.set(co)
+	return c
+}
+
+// set puts settings in force, from the next look on.
+func (c *company) set(co *Company) {
+	c.settings.Store(co)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.rule = co.Pace
+}
+
+// attemptTimeout is AttemptTimeout or its default.
+func (c *Company) attemptTimeout() time.Duration {
+	if c.AttemptTimeout == 0 {
+		return defaultAttemptTimeout
+	}
+	return c.AttemptTimeout
 }
 
 // decision is what was decided in a claim. It is computed again when the ledger repeats its transaction, so it has no
@@ -82,9 +109,9 @@ type decision struct {
 }
 
 // decide runs the rule of package pace under the company's lock.
-func (c *company) decide(v ledger.View, jumps int64) *decision {
+func (c turn) decide(v ledger.View, jumps int64) *decision {
 	c.mu.Lock()
-	rule, read := c.rule, c.firstRead()
+	rule, read := c.settings.Pace, c.firstRead()
 	c.mu.Unlock()
 	now := pace.Time(v.Now)
 	d := &decision{now: now, claimNo: v.ClaimNo - 1, jumps: jumps}
@@ -109,7 +136,7 @@ func (c *company) decide(v ledger.View, jumps int64) *decision {
 		claim = readClaim()
 	}
 	// The slot's lease is counted from a later moment than the attempt's deadline, so by its end the attempt is over.
-	if turn.Lane == 0 || turn.At > now || !d.budget.Take(rule, now, turn, claim, now.Add(c.AttemptTimeout)) {
+	if turn.Lane == 0 || turn.At > now || !d.budget.Take(rule, now, turn, claim, now.Add(c.settings.attemptTimeout())) {
 		if turn.Save || jumps != c.jumps {
 			d.choice.Pace = marshal(&d.budget)
 		}
@@ -123,7 +150,7 @@ func (c *company) decide(v ledger.View, jumps int64) *decision {
 	h := heads[turn.Lane]
 	d.choice.Lane = ledger.Lane(turn.Lane)
 	d.choice.Share, d.choice.Queue = charge(h.Share), charge(h.Queue)
-	d.choice.RecipientGap = c.RecipientInterval
+	d.choice.RecipientGap = c.settings.RecipientInterval
 	return d
 }
 
@@ -311,12 +338,6 @@ func (c *company) setRank(rank int) (changed bool) {
 	changed = c.rank != rank
 	c.rank = rank
 	return changed
-}
-
-func (c *company) setRule(rule pace.Config) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.rule = rule
 }
 
 func (c *company) currentRule() pace.Config {

@@ -29,7 +29,7 @@ func (r *row) claim(c *company) (*decision, time.Time, look) {
 	for _, lane := range r.lanes {
 		v.Heads = append(v.Heads, ledger.Head{Send: ledger.Send{Lane: lane}})
 	}
-	d := c.decide(v, c.clock.read(start, pace.Time(v.Now)))
+	d := turn{c, c.settings.Load()}.decide(v, c.clock.read(start, pace.Time(v.Now)))
 	cl := ledger.Claim{Company: 1}
 	if d.choice.Pace != nil {
 		r.pace = d.choice.Pace

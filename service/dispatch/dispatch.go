@@ -11,6 +11,7 @@ package dispatch
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -20,12 +21,12 @@ import (
 	"github.com/jelou-facade/jelou-facade/service/pace"
 )
 
-// Company is one credential at Jelou with its allowance.
+// Company is one credential at Jelou with its allowance. It is not changed once a Dispatcher has it: see Dispatcher.Update.
 type Company struct {
 	ID     int64  // in the ledger
 	Name   string // as configured
 	Client *jelou.Client
-	Pace   pace.Config // at the start; see Dispatcher.SetPace
+	Pace   pace.Config
 
 	// AttemptTimeout bounds one request to Jelou; zero is 10s. While Jelou hangs an urgent send may wait for so long.
 	AttemptTimeout time.Duration
@@ -66,13 +67,15 @@ const (
 	claimers = 4
 	// maxGlances is how many companies are looked at in one statement.
 	maxGlances = 500
+	// maxCounting is how many companies may wait to be counted; who is not among them is asked for again.
+	maxCounting = 1000
 )
 
 // Dispatcher claims, sends and settles for all companies of this process.
 type Dispatcher struct {
 	config    Config
 	log       *slog.Logger
-	companies map[int64]*company
+	companies atomic.Pointer[map[int64]*company] // by id; those that were removed too, retired from the agenda
 	agenda    *agenda
 	clock     *clock
 	check     *SelfCheck
@@ -80,29 +83,31 @@ type Dispatcher struct {
 	counting  chan *company
 	work      sync.WaitGroup // attempts, and what else must not be cut
 	stopping  atomic.Bool
-	lease     time.Duration // longer than any company's attempts by leaseGrace
+
+	updating sync.Mutex // held while companies or ranks change
+	alive    []string   // replicas, as last seen
 }
 
 // New returns a Dispatcher that does nothing before Run.
 func New(c Config) *Dispatcher {
 	d := &Dispatcher{
-		config: c, log: c.Logger, companies: map[int64]*company{}, agenda: newAgenda(), clock: newClock(),
-		counting: make(chan *company, len(c.Companies)),
+		config: c, log: c.Logger, agenda: newAgenda(), clock: newClock(), counting: make(chan *company, maxCounting),
 	}
 	if d.log == nil {
 		d.log = slog.New(slog.DiscardHandler)
 	}
 	d.check = newSelfCheck(d.log)
 	d.replicas.Store(1)
+	companies := map[int64]*company{}
 	for _, co := range c.Companies {
-		if co.AttemptTimeout == 0 {
-			co.AttemptTimeout = defaultAttemptTimeout
-		}
-		d.lease = max(d.lease, co.AttemptTimeout+leaseGrace)
-		d.companies[co.ID] = newCompany(co, d.clock, d.log)
+		companies[co.ID] = newCompany(co, d.clock, d.log)
 	}
+	d.companies.Store(&companies)
 	return d
 }
+
+// all are the companies by id, also those that were removed. Nobody changes the map.
+func (d *Dispatcher) all() map[int64]*company { return *d.companies.Load() }
 
 // Run claims and sends until ctx ends, then waits for what is under way, which AttemptTimeout bounds.
 func (d *Dispatcher) Run(ctx context.Context) error {
@@ -117,7 +122,9 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 	}
 	running.Wait()
 	d.stopping.Store(true)
-	d.failReads()
+	for _, c := range d.all() {
+		c.failReads(ErrStopping)
+	}
 	d.work.Wait()
 	return nil
 }
@@ -130,16 +137,45 @@ func (d *Dispatcher) begin(ctx context.Context) {
 		d.clock.distrust()
 	}
 	d.setReplicas(replicas)
-	for _, c := range d.companies {
+	for _, c := range d.all() {
 		d.agenda.set(c, time.Now(), glanceLook)
 	}
 }
 
-// SetPace changes a company's allowance while it sends.
-func (d *Dispatcher) SetPace(companyID int64, rule pace.Config) {
-	if c := d.companies[companyID]; c != nil {
-		c.setRule(rule)
-		d.replan(c)
+// Update replaces the companies and their settings while they send; it may be called once Run has been. A new company begins as at a
+// start. One that is left out is not claimed from any more: what waits stays in the ledger. What is under way ends with the
+// settings that it began with, within its AttemptTimeout.
+func (d *Dispatcher) Update(companies []*Company) {
+	d.updating.Lock()
+	defer d.updating.Unlock()
+	next, kept := maps.Clone(d.all()), map[int64]bool{}
+	var added []*company
+	for _, co := range companies {
+		kept[co.ID] = true
+		c := next[co.ID]
+		if c == nil {
+			c = newCompany(co, d.clock, d.log)
+			c.setRank(rank(c.ID, d.config.Ledger.Replica(), d.alive))
+			next[co.ID] = c
+			added = append(added, c)
+			continue
+		}
+		c.set(co)
+	}
+	d.companies.Store(&next) // before anything new is looked at
+	for id, c := range next {
+		switch {
+		case !kept[id]:
+			d.agenda.retire(c)
+			c.failReads(ErrRemoved)
+		case d.agenda.enlist(c):
+			added = append(added, c)
+		default:
+			d.replan(c)
+		}
+	}
+	for _, c := range added {
+		d.agenda.set(c, time.Now(), glanceLook)
 	}
 }
 
@@ -155,7 +191,7 @@ func (d *Dispatcher) watchWakes(ctx context.Context) {
 		select {
 		case woken := <-d.config.Ledger.Wakes():
 			for _, w := range woken {
-				if c := d.companies[w.Company]; c != nil {
+				if c := d.all()[w.Company]; c != nil {
 					at, how := c.woken(time.Now(), w)
 					d.agenda.sooner(c, at, how)
 				}
@@ -183,13 +219,17 @@ func (d *Dispatcher) claim(work context.Context, due []*company) {
 	// The lease is counted from before the claim was sent: the ledger's counts from later.
 	start := time.Now()
 	ids := make([]int64, len(due))
+	turns := make(map[int64]turn, len(due))
+	lease := time.Duration(0)
 	for i, c := range due {
 		ids[i] = c.ID
+		t := turn{c, c.settings.Load()}
+		turns[c.ID], lease = t, max(lease, t.settings.attemptTimeout()+leaseGrace)
 		c.begin()
 	}
 	decisions := map[int64]*decision{}
-	claims, err := d.config.Ledger.Claim(work, ids, d.lease, func(v ledger.View) ledger.Choice {
-		decided := d.companies[v.Company].decide(v, d.clock.read(start, pace.Time(v.Now)))
+	claims, err := d.config.Ledger.Claim(work, ids, lease, func(v ledger.View) ledger.Choice {
+		decided := turns[v.Company].decide(v, d.clock.read(start, pace.Time(v.Now)))
 		decisions[v.Company] = decided
 		return decided.choice
 	})
@@ -201,14 +241,15 @@ func (d *Dispatcher) claim(work context.Context, due []*company) {
 		return
 	}
 	for _, cl := range claims {
-		c, decided := d.companies[cl.Company], decisions[cl.Company]
+		t, decided := turns[cl.Company], decisions[cl.Company]
+		c := t.company
 		at, how := c.learn(time.Now(), cl, decided)
 		d.agenda.release(c, at, how)
 		d.check.claimed(cl, decided)
 		if cl.Send != nil {
-			d.work.Go(func() { d.attempt(work, c, *cl.Send, start) })
+			d.work.Go(func() { d.attempt(work, t, *cl.Send, start) })
 		} else if decided != nil && decided.read != nil {
-			d.grantRead(work, c, decided, start)
+			d.grantRead(work, t, decided, start)
 		}
 	}
 }
@@ -243,7 +284,7 @@ func (d *Dispatcher) glance(ctx context.Context, due []*company) {
 	}
 	seen := map[int64]bool{}
 	for _, g := range glances {
-		c := d.companies[g.Company]
+		c := d.all()[g.Company]
 		seen[g.Company] = true
 		d.clock.read(start, pace.Time(g.Now))
 		at, how := c.glanced(time.Now(), g)

@@ -30,12 +30,14 @@ type world struct {
 	replicas []*replica
 	logs     *logged
 	secret   string
+	baseURL  string
 }
 
 // replica is one process: a ledger and a dispatcher.
 type replica struct {
 	ledger   *ledger.Ledger
 	dispatch *Dispatcher
+	settings Company
 	stop     func()
 }
 
@@ -102,12 +104,9 @@ func (w *world) newReplica(config ledger.Config, s setup) *replica {
 	w.must(err)
 	company := s.company
 	company.ID = w.company
-	company.Client, err = jelou.New(jelou.Config{
-		BaseURL: s.baseURL, AttemptTimeout: company.AttemptTimeout,
-		Credential: func() (string, string, error) { return "sandbox", w.secret, nil },
-	})
-	w.must(err)
-	r := &replica{ledger: l, dispatch: New(Config{
+	w.baseURL = s.baseURL
+	company.Client = w.newClient(company)
+	r := &replica{ledger: l, settings: company, dispatch: New(Config{
 		Ledger: l, Companies: []*Company{&company}, Logger: slog.New(w.logs),
 		Result: func(r *jelou.Result) []byte { return []byte(r.MessageID) }, Error: func(e *jelou.Error) []byte { return []byte(e.Message) },
 	})}
@@ -124,10 +123,21 @@ func (w *world) newReplica(config ledger.Config, s setup) *replica {
 		running.Wait()
 		w.must(l.CheckInvariant(context.Background()))
 		w.must(l.Close())
-		company.Client.Close()
 	})
 	w.Cleanup(r.stop)
 	return r
+}
+
+// newClient is a client that is closed after the test.
+func (w *world) newClient(company Company) *jelou.Client {
+	w.Helper()
+	client, err := jelou.New(jelou.Config{
+		BaseURL: w.baseURL, AttemptTimeout: company.AttemptTimeout,
+		Credential: func() (string, string, error) { return "sandbox", w.secret, nil },
+	})
+	w.must(err)
+	w.Cleanup(client.Close)
+	return client
 }
 
 func (w *world) must(err error) {
@@ -378,7 +388,7 @@ func TestRead(t *testing.T) {
 	r := w.replicas[0]
 	ids := w.add(r, w.many(ledger.Normal, 20)...)
 	for range 5 {
-		err := r.dispatch.Read(t.Context(), w.company, func(context.Context) (jelou.Timing, error) {
+		err := r.dispatch.Read(t.Context(), w.company, func(context.Context, *jelou.Client) (jelou.Timing, error) {
 			now := time.Now()
 			return jelou.Timing{Started: now, Seen: now, Trip: time.Microsecond}, nil
 		})
@@ -387,7 +397,7 @@ func TestRead(t *testing.T) {
 	w.wait(r, ledger.Sent, ids...)
 	left, leave := context.WithCancel(t.Context())
 	leave()
-	if err := r.dispatch.Read(left, w.company, func(context.Context) (jelou.Timing, error) {
+	if err := r.dispatch.Read(left, w.company, func(context.Context, *jelou.Client) (jelou.Timing, error) {
 		t.Error("a read ran for a caller who had left")
 		return jelou.Timing{}, nil
 	}); !errors.Is(err, context.Canceled) {
@@ -399,13 +409,67 @@ func TestRead(t *testing.T) {
 	}
 }
 
-// TestSetPace changes the allowance while sends wait.
-func TestSetPace(t *testing.T) {
+// TestUpdate changes the allowance while sends wait.
+func TestUpdate(t *testing.T) {
 	w := newWorld(t, func(s *setup) { s.company.Pace = pace.Config{Requests: 1, Window: time.Minute} })
 	r := w.replicas[0]
 	ids := w.add(r, w.many(ledger.Normal, 20)...)
 	w.must(w.sim.SetLimit(jelousim.Rate{Requests: 5, Window: jelousim.Duration(100 * time.Millisecond)}))
-	r.dispatch.SetPace(w.company, quick)
+	company := r.settings
+	company.Pace = quick
+	r.dispatch.Update([]*Company{&company})
 	w.wait(r, ledger.Sent, ids...)
 	w.check(20)
+}
+
+// TestUpdateUnderLoad replaces the settings again and again, with a new client each time, while there is always something to send: no
+// slot is lost and no window is over the limit.
+func TestUpdateUnderLoad(t *testing.T) {
+	w := newWorld(t, nil)
+	r := w.replicas[0]
+	for _, id := range w.add(r, w.many(ledger.Normal, 60)...) {
+		company := r.settings
+		company.Client = w.newClient(company)
+		company.AttemptTimeout += time.Millisecond
+		r.dispatch.Update([]*Company{&company})
+		w.wait(r, ledger.Sent, id)
+	}
+	w.check(60)
+	if used := r.dispatch.Check().Snapshot().Companies[0]; used.WorstWindow > 5 {
+		t.Errorf("%+v", used)
+	}
+}
+
+// TestUpdateRemoves: what waits for a company that was removed stays in the ledger, and is sent when it is there again. A new one
+// begins to send.
+func TestUpdateRemoves(t *testing.T) {
+	w := newWorld(t, nil)
+	r := w.replicas[0]
+	w.wait(r, ledger.Sent, w.add(r, w.many(ledger.Normal, 1)...)...)
+	other := r.settings
+	other.Name = "other"
+	var err error
+	other.ID, err = r.ledger.Company(t.Context(), other.Name)
+	w.must(err)
+	r.dispatch.Update([]*Company{&other})
+	if err := r.dispatch.Read(t.Context(), w.company, nil); !errors.Is(err, ErrRemoved) {
+		t.Errorf("a read of a removed company: %v", err)
+	}
+	waiting := w.add(r, w.many(ledger.Normal, 2)...)
+	for i, send := range w.many(ledger.Normal, 2) { // with the same credential: 4 of the 5 that it may
+
+		send.Company, send.Recipient = other.ID, fmt.Sprintf("59398000000%d", i)
+		w.wait(r, ledger.Sent, w.add(r, send)...)
+	}
+	for _, id := range waiting {
+		row, err := r.ledger.Get(t.Context(), id)
+		w.must(err)
+		if row.State != ledger.Pending {
+			t.Errorf("a send of a removed company is %s", row.State)
+		}
+	}
+	company := r.settings
+	r.dispatch.Update([]*Company{&company, &other})
+	w.wait(r, ledger.Sent, waiting...)
+	w.check(5)
 }

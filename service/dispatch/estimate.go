@@ -171,7 +171,7 @@ const admitSlack = 16
 // Admit is Estimate for a send that is about to be stored where its wait is surely over within a time. It counts from now on,
 // so that of those who ask together each finds the others before it.
 func (d *Dispatcher) Admit(ctx context.Context, companyID int64, lane ledger.Lane, caller string, within time.Duration) (wait time.Duration, ok bool, err error) {
-	c, found := d.companies[companyID]
+	c, found := d.all()[companyID]
 	if !found {
 		return 0, true, nil
 	}
@@ -195,7 +195,7 @@ func (d *Dispatcher) EstimateAt(ctx context.Context, queue ledger.QueueID, lane 
 }
 
 func (d *Dispatcher) estimate(ctx context.Context, companyID int64, p place) (time.Duration, error) {
-	c, ok := d.companies[companyID]
+	c, ok := d.all()[companyID]
 	if !ok {
 		return 0, nil
 	}
@@ -286,7 +286,7 @@ func (d *Dispatcher) count(ctx context.Context) {
 // Added notes that this process is about to store sends, so that the next estimate knows of them before they are counted; or,
 // less than none, that it has not stored some that it was about to.
 func (d *Dispatcher) Added(companyID int64, lane ledger.Lane, caller string, n int) {
-	if c := d.companies[companyID]; c != nil {
+	if c := d.all()[companyID]; c != nil {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		c.line.add(time.Now(), share{lane, caller}, int64(n))
@@ -295,7 +295,7 @@ func (d *Dispatcher) Added(companyID int64, lane ledger.Lane, caller string, n i
 
 // Waiting is how many sends wait: of the caller in the lane, in the lane, and in all.
 func (d *Dispatcher) Waiting(ctx context.Context, companyID int64, lane ledger.Lane, caller string) (mine, inLane, all int64, err error) {
-	c := d.companies[companyID]
+	c := d.all()[companyID]
 	if c == nil {
 		return 0, 0, 0, nil
 	}
@@ -325,7 +325,7 @@ const maxPromised = 1024
 
 // Promised notes what the caller of a send was told, for the error of estimates.
 func (d *Dispatcher) Promised(id ledger.ID, wait time.Duration) {
-	c := d.companies[id.Company]
+	c := d.all()[id.Company]
 	if c == nil {
 		return
 	}
@@ -339,7 +339,7 @@ func (d *Dispatcher) Promised(id ledger.ID, wait time.Duration) {
 
 // Drains is how long the company takes for so many sends at its full rate.
 func (d *Dispatcher) Drains(companyID, sends int64) time.Duration {
-	rule := d.companies[companyID].currentRule()
+	rule := d.all()[companyID].currentRule()
 	windows := (sends + int64(rule.InWindow()) - 1) / int64(rule.InWindow())
 	return time.Duration(min(windows, int64(forever/rule.EachWindow()))) * rule.EachWindow()
 }
@@ -354,7 +354,7 @@ const (
 // Trip is how long a request takes from its claim to its answer, nearly always: the second longest of the last ones or,
 // where this process has made few, half as long again as the mean of all.
 func (d *Dispatcher) Trip(companyID int64) time.Duration {
-	c := d.companies[companyID]
+	c := d.all()[companyID]
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	trip := c.status().Trip

@@ -145,7 +145,7 @@ func TestLineKnowsItsOwn(t *testing.T) {
 // TestTrip: what nearly all requests take is told from the last ones.
 func TestTrip(t *testing.T) {
 	d := newTestDispatcher(&Company{ID: 1})
-	c := d.companies[1]
+	c := d.all()[1]
 	if got := d.Trip(1); got != tripSlack {
 		t.Errorf("with none seen it is %v", got)
 	}

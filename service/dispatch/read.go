@@ -17,6 +17,9 @@ var ErrTooManyReads = errors.New("too many reads wait")
 // ErrStopping is returned for a read while the process stops.
 var ErrStopping = errors.New("the process stops")
 
+// ErrRemoved is returned for a read of a company that was removed from the configuration meanwhile.
+var ErrRemoved = errors.New("the company was removed")
+
 // maxReads is how many reads of a company may wait.
 const maxReads = 256
 
@@ -26,15 +29,16 @@ type read struct {
 }
 
 type grant struct {
-	claim int64
-	start time.Time // the attempt's timeout counts from here
-	err   error
+	claim    int64
+	start    time.Time // the attempt's timeout counts from here
+	settings *Company
+	err      error
 }
 
 // Read runs f when a read of the company may leave: reads cost the same allowance as sends, and go last. f makes one
-// request and returns what it saw; its error is Read's.
-func (d *Dispatcher) Read(ctx context.Context, companyID int64, f func(context.Context) (jelou.Timing, error)) error {
-	c, ok := d.companies[companyID]
+// request with the company's client and returns what it saw; its error is Read's.
+func (d *Dispatcher) Read(ctx context.Context, companyID int64, f func(context.Context, *jelou.Client) (jelou.Timing, error)) error {
+	c, ok := d.all()[companyID]
 	if !ok {
 		return fmt.Errorf("company %d is not dispatched here", companyID)
 	}
@@ -44,6 +48,9 @@ func (d *Dispatcher) Read(ctx context.Context, companyID int64, f func(context.C
 	}
 	if !c.addRead(r) {
 		return ErrTooManyReads
+	}
+	if d.agenda.retired(c) {
+		c.failReads(ErrRemoved) // it was removed before it was known to wait
 	}
 	d.replan(c)
 	select {
@@ -63,10 +70,10 @@ func (d *Dispatcher) Read(ctx context.Context, companyID int64, f func(context.C
 	}
 }
 
-func (d *Dispatcher) runRead(ctx context.Context, c *company, g grant, f func(context.Context) (jelou.Timing, error)) error {
-	ctx, cancel := context.WithDeadline(ctx, g.start.Add(c.AttemptTimeout))
+func (d *Dispatcher) runRead(ctx context.Context, c *company, g grant, f func(context.Context, *jelou.Client) (jelou.Timing, error)) error {
+	ctx, cancel := context.WithDeadline(ctx, g.start.Add(g.settings.attemptTimeout()))
 	defer cancel()
-	timing, err := f(ctx)
+	timing, err := f(ctx, g.settings.Client)
 	e, _ := errors.AsType[*jelou.Error](err)
 	if e == nil && err != nil {
 		e = &jelou.Error{Outcome: jelou.Unknown}
@@ -81,8 +88,8 @@ func (d *Dispatcher) runRead(ctx context.Context, c *company, g grant, f func(co
 }
 
 // grantRead gives a read its turn. When its caller left meanwhile the slot is given back.
-func (d *Dispatcher) grantRead(work context.Context, c *company, dec *decision, start time.Time) {
-	g := grant{claim: dec.readClaim, start: start}
+func (d *Dispatcher) grantRead(work context.Context, t turn, dec *decision, start time.Time) {
+	c, g := t.company, grant{claim: dec.readClaim, start: start, settings: t.settings}
 	if c.dropRead(dec.read) {
 		dec.read.granted <- g
 		return
@@ -136,13 +143,11 @@ func (c *company) dropRead(r *read) bool {
 }
 
 // failReads ends all waiting reads.
-func (d *Dispatcher) failReads() {
-	for _, c := range d.companies {
-		c.mu.Lock()
-		for _, r := range c.reads {
-			r.granted <- grant{err: ErrStopping}
-		}
-		c.reads = nil
-		c.mu.Unlock()
+func (c *company) failReads(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, r := range c.reads {
+		r.granted <- grant{err: err}
 	}
+	c.reads = nil
 }

@@ -57,11 +57,14 @@ func (d *Dispatcher) watchReplicas(ctx context.Context) {
 
 // setReplicas ranks this replica anew for every company.
 func (d *Dispatcher) setReplicas(replicas []string) {
+	d.updating.Lock()
+	defer d.updating.Unlock()
+	d.alive = replicas
 	alive := max(1, len(replicas))
 	if before := d.replicas.Swap(int64(alive)); before != int64(alive) {
 		d.log.Info("replicas", slog.Int("alive", alive))
 	}
-	for _, c := range d.companies {
+	for _, c := range d.all() {
 		if r := rank(c.ID, d.config.Ledger.Replica(), replicas); c.setRank(r) {
 			d.replan(c)
 		}

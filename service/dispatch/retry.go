@@ -94,7 +94,7 @@ func (d *Dispatcher) watchCredentials(ctx context.Context) {
 	for {
 		select {
 		case <-tick.C:
-			for _, c := range d.companies {
+			for _, c := range d.all() {
 				if c.renewed() {
 					d.updatePace(ctx, c, func(b *pace.Budget, now pace.Time) bool { b.Resume(now); return true })
 					d.replan(c)
@@ -108,13 +108,14 @@ func (d *Dispatcher) watchCredentials(ctx context.Context) {
 
 // renewed reports whether the company waits because of its credential and has another one by now.
 func (c *company) renewed() bool {
+	read := c.settings.Load().Credential
 	c.mu.Lock()
-	waits := c.pause == pace.PausedRejected && c.Credential != nil
+	waits := c.pause == pace.PausedRejected && read != nil
 	c.mu.Unlock()
 	if !waits {
 		return false
 	}
-	print := fingerprint(c.Credential)
+	print := fingerprint(read)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	changed := c.refused != [32]byte{} && c.refused != print

@@ -58,7 +58,7 @@ func TestSettlement(t *testing.T) {
 		if c.err == nil {
 			result = &jelou.Result{}
 		}
-		s := d.settlement(d.companies[1], c.send, result, c.err, time.Now())
+		s := d.settlement(d.all()[1], c.send, result, c.err, time.Now())
 		if s.State != c.state || s.Reason != c.reason || s.Uncounted != c.uncounted || (s.Backoff > 0) != c.backoff || s.AfterLease != c.lease {
 			t.Errorf("%s: %+v", c.name, s)
 		}
@@ -92,7 +92,7 @@ func TestRepeatShare(t *testing.T) {
 		in := 0
 		const minute = 60
 		for range 1000 {
-			if d.companies[1].repeatIn(now, replicas) <= minute*time.Second {
+			if d.all()[1].repeatIn(now, replicas) <= minute*time.Second {
 				in++
 			}
 		}
