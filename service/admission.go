@@ -64,6 +64,24 @@ func (s *core) admitItems(ctx context.Context, items []ledger.NewSend) error {
 	return nil
 }
 
+// fitsDay refuses a batch that does not fit into its caller's day, before anything of it is stored. One that is stored already
+// goes on: its items were counted.
+func (s *core) fitsDay(ctx context.Context, b ledger.NewBatch, items int64) error {
+	limit := callerOf(ctx).DailySends()
+	if limit == 0 {
+		return nil
+	}
+	refused := s.ledger.CheckQuota(ctx, b.Company, b.Caller, limit, items)
+	if refused == nil || b.RequestID == "" {
+		return refused
+	}
+	stored, _, err := s.ledger.Batches(ctx, ledger.BatchFilter{Companies: []int64{b.Company}, Caller: b.Caller, RequestID: b.RequestID}, ledger.Cursor{}, 1)
+	if err != nil || len(stored) > 0 {
+		return err
+	}
+	return refused
+}
+
 func missesDeadline(wait, within time.Duration) *fault {
 	if wait > maxAhead {
 		return newFault(facadev1.ErrorReason_WOULD_MISS_DEADLINE, "the company is held and nobody can say when it sends again; nothing was stored")
@@ -86,7 +104,7 @@ func (s *core) queueFull(ctx context.Context, n ledger.NewSend, more int64) (*fa
 	for _, b := range []struct {
 		of             string
 		waiting, bound int64
-	}{{"of this caller in the lane", mine, bounds.Caller}, {"in the lane", inLane, bounds.Lane}, {"of the company", all, bounds.Company}} {
+	}{{"of this caller in the lane", mine, orDefault(callerOf(ctx).MostWaiting(), bounds.Caller)}, {"in the lane", inLane, bounds.Lane}, {"of the company", all, bounds.Company}} {
 		over := b.waiting + more - b.bound
 		if b.bound == 0 || over <= 0 {
 			continue

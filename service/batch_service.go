@@ -24,7 +24,7 @@ type batchServer struct {
 // CreateBatch stores a sealed batch. A crash in the middle leaves it open: the repeated call, with its request_id, goes on
 // where it was.
 func (s *batchServer) CreateBatch(ctx context.Context, r *facadev1.CreateBatchRequest) (*facadev1.CreateBatchResponse, error) {
-	new, err := s.newBatch(r.Spec)
+	new, err := s.newBatch(ctx, r.Spec)
 	if err != nil {
 		return nil, err
 	}
@@ -37,7 +37,7 @@ func (s *batchServer) CreateBatch(ctx context.Context, r *facadev1.CreateBatchRe
 		if item.Sequence != 0 && int(item.Sequence) != i+1 {
 			return nil, invalidField(fmt.Sprintf("items[%d].sequence", i), "must be %d, or 0 to be filled in", i+1)
 		}
-		if sends[i], err = s.newItem(new, r.Spec, item, int64(i+1)); err != nil {
+		if sends[i], err = s.newItem(ctx, new, r.Spec, item, int64(i+1)); err != nil {
 			return nil, within(err, fmt.Sprintf("items[%d]", i))
 		}
 	}
@@ -45,6 +45,9 @@ func (s *batchServer) CreateBatch(ctx context.Context, r *facadev1.CreateBatchRe
 		return &facadev1.CreateBatchResponse{}, nil
 	}
 	if err := s.accepts(ctx); err != nil {
+		return nil, err
+	}
+	if err := s.fitsDay(ctx, new, int64(len(sends))); err != nil {
 		return nil, err
 	}
 	b, _, err := s.ledger.CreateBatch(ctx, new)
@@ -70,14 +73,18 @@ func (s *batchServer) CreateBatch(ctx context.Context, r *facadev1.CreateBatchRe
 }
 
 // newBatch is the row of a new batch.
-func (s *batchServer) newBatch(spec *facadev1.BatchSpec) (ledger.NewBatch, error) {
-	company, err := s.companyOf(spec.BotId)
+func (s *batchServer) newBatch(ctx context.Context, spec *facadev1.BatchSpec) (ledger.NewBatch, error) {
+	company, err := s.companyOf(ctx, spec.BotId)
 	if err != nil {
 		return ledger.NewBatch{}, err
 	}
 	lane := facadev1.SendOptions_BULK
 	if l := spec.Options.GetLane(); l != facadev1.SendOptions_LANE_UNSPECIFIED {
 		lane = l
+	}
+	c := callerOf(ctx)
+	if err := mayUseLane(c, lane); err != nil {
+		return ledger.NewBatch{}, err
 	}
 	labels, err := labelsOf(spec.Options)
 	if err != nil {
@@ -91,7 +98,7 @@ func (s *batchServer) newBatch(spec *facadev1.BatchSpec) (ledger.NewBatch, error
 		return ledger.NewBatch{}, err
 	}
 	return ledger.NewBatch{
-		Company: company.ID, Lane: ledger.Lane(lane), Caller: anonymous, Bot: spec.BotId,
+		Company: company.ID, Lane: ledger.Lane(lane), Caller: c.Name(), Weight: c.Weight(), Bot: spec.BotId,
 		RequestID: spec.RequestId, Hash: batchHash(spec, nil), HashVersion: hashVersion,
 		Labels: labels, Spec: mustMarshal(spec), Paused: spec.Paused,
 	}, nil
@@ -110,7 +117,7 @@ func batchHash(spec *facadev1.BatchSpec, items []*facadev1.BatchItem) []byte {
 }
 
 // newItem is the row of an item: the single call's, with the batch's defaults.
-func (s *batchServer) newItem(b ledger.NewBatch, spec *facadev1.BatchSpec, item *facadev1.BatchItem, pos int64) (ledger.NewSend, error) {
+func (s *batchServer) newItem(ctx context.Context, b ledger.NewBatch, spec *facadev1.BatchSpec, item *facadev1.BatchItem, pos int64) (ledger.NewSend, error) {
 	n, f := normalize(item)
 	if f != nil {
 		return ledger.NewSend{}, f
@@ -119,7 +126,7 @@ func (s *batchServer) newItem(b ledger.NewBatch, spec *facadev1.BatchSpec, item 
 		return ledger.NewSend{}, invalidField("options.lane", "is the batch's; leave it out of the item")
 	}
 	options := withDefaults(item.GetOptions(), spec.GetOptions())
-	send, err := newSend(b.Company, b.Bot, n, options, facadev1.SendOptions_Lane(b.Lane))
+	send, err := newSend(ctx, b.Company, b.Bot, n, options, facadev1.SendOptions_Lane(b.Lane))
 	send.RequestID, send.Pos = item.RequestId, pos
 	if send.ExpireAt == 0 {
 		send.ExpireAt = time.Now().Add(maxAhead).UnixMicro()
@@ -204,6 +211,9 @@ func (s *batchServer) batch(ctx context.Context, batchID string, operate func(co
 	if err != nil {
 		return nil, err
 	}
+	if _, err := s.visibleBatch(ctx, id); err != nil {
+		return nil, err
+	}
 	b, err := operate(ctx, id)
 	if err != nil {
 		return nil, err
@@ -214,7 +224,7 @@ func (s *batchServer) batch(ctx context.Context, batchID string, operate func(co
 // ListBatches lists batches, newest first.
 func (s *batchServer) ListBatches(ctx context.Context, r *facadev1.ListBatchesRequest) (*facadev1.ListBatchesResponse, error) {
 	filter := ledger.BatchFilter{
-		Companies: s.companies(), Caller: anonymous, Bot: r.BotId, RequestID: r.RequestId, Labels: r.Labels,
+		Companies: s.companies(ctx), Caller: listedCaller(ctx), Bot: r.BotId, RequestID: r.RequestId, Labels: r.Labels,
 		From: microsOf(r.CreateTimeFrom), To: microsOf(r.CreateTimeTo),
 	}
 	for _, state := range r.States {
@@ -241,7 +251,7 @@ func (s *batchServer) ReplayBatch(ctx context.Context, r *facadev1.ReplayBatchRe
 	if err != nil {
 		return nil, err
 	}
-	source, err := s.ledger.Batch(ctx, id)
+	source, err := s.visibleBatch(ctx, id)
 	if err != nil {
 		return nil, err
 	}
@@ -255,10 +265,11 @@ func (s *batchServer) ReplayBatch(ctx context.Context, r *facadev1.ReplayBatchRe
 	} else if r.ExpireTime != nil {
 		spec.Options = &facadev1.SendOptions{ExpireTime: r.ExpireTime}
 	}
-	new, err := s.newBatch(spec)
+	new, err := s.newBatch(ctx, spec)
 	if err != nil {
 		return nil, err
 	}
+	new.Caller = source.Caller // also where an admin asks: it stays with whose sends these are
 	request := proto.CloneOf(r)
 	request.RequestId = ""
 	new.Hash = messageHash(request.ProtoReflect())

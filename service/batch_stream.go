@@ -138,7 +138,7 @@ func (s *batchServer) reportAll(ctx context.Context, id ledger.QueueID, after in
 			}
 		}
 		// Read before its results: what has ended by now has no others.
-		b, err := s.ledger.Batch(ctx, id)
+		b, err := s.visibleBatch(ctx, id)
 		if err != nil {
 			return err
 		}
@@ -228,7 +228,7 @@ func (u *uploading) stored() <-chan struct{} {
 func (s *batchServer) openUpload(ctx context.Context, open *facadev1.StreamBatchRequest_Open) (*uploading, int64, error) {
 	var id ledger.QueueID
 	if spec := open.GetSpec(); spec != nil {
-		new, err := s.newBatch(spec)
+		new, err := s.newBatch(ctx, spec)
 		if err != nil {
 			return nil, 0, err
 		}
@@ -243,6 +243,9 @@ func (s *batchServer) openUpload(ctx context.Context, open *facadev1.StreamBatch
 	} else {
 		var err error
 		if id, err = ledger.ParseQueueID(open.GetBatchId()); err != nil {
+			return nil, 0, err
+		}
+		if _, err := s.visibleBatch(ctx, id); err != nil {
 			return nil, 0, err
 		}
 	}
@@ -282,7 +285,7 @@ func (u *uploading) receive(stream grpc.BidiStreamingServer[facadev1.StreamBatch
 		in := &received{}
 		switch r := m.Request.(type) {
 		case *facadev1.StreamBatchRequest_Item:
-			if in, err = u.item(r.Item); err != nil {
+			if in, err = u.item(ctx, r.Item); err != nil {
 				return err
 			}
 		case *facadev1.StreamBatchRequest_Seal_:
@@ -315,16 +318,16 @@ func (u *uploading) waitForRoom(ctx context.Context) error {
 }
 
 // item checks an item. A bad one costs itself: it takes its number and its result says why.
-func (u *uploading) item(item *facadev1.BatchItem) (*received, error) {
+func (u *uploading) item(ctx context.Context, item *facadev1.BatchItem) (*received, error) {
 	in := &received{size: int64(proto.Size(item)) + itemOverhead}
 	seq := int64(item.Sequence)
 	if seq < 1 || seq > u.next {
 		return nil, u.gap()
 	}
-	send, err := u.checkedItem(item, seq)
+	send, err := u.checkedItem(ctx, item, seq)
 	if err != nil {
 		send = failedItem(ledger.NewSend{
-			Company: u.new.Company, Lane: u.new.Lane, Caller: anonymous, Bot: u.new.Bot, Kind: kindOf(item), Pos: seq,
+			Company: u.new.Company, Lane: u.new.Lane, Caller: callerOf(ctx).Name(), Bot: u.new.Bot, Kind: kindOf(item), Pos: seq,
 			Hash: contentHash(u.new.Bot, item), HashVersion: hashVersion,
 		}, itemFault(err))
 	}
@@ -337,11 +340,11 @@ func (u *uploading) item(item *facadev1.BatchItem) (*received, error) {
 }
 
 // checkedItem is the row of an item that keeps its rules.
-func (u *uploading) checkedItem(item *facadev1.BatchItem, seq int64) (ledger.NewSend, error) {
+func (u *uploading) checkedItem(ctx context.Context, item *facadev1.BatchItem, seq int64) (ledger.NewSend, error) {
 	if err := checkRules(u.validator, item); err != nil {
 		return ledger.NewSend{}, err
 	}
-	return u.newItem(u.new, u.spec, item, seq)
+	return u.newItem(ctx, u.new, u.spec, item, seq)
 }
 
 func (u *uploading) gap() error {

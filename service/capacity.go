@@ -37,7 +37,7 @@ type capacityServer struct {
 
 // GetCapacity tells it once.
 func (s *capacityServer) GetCapacity(ctx context.Context, r *facadev1.GetCapacityRequest) (*facadev1.GetCapacityResponse, error) {
-	company, err := s.companyOf(r.BotId)
+	company, err := s.companyOf(ctx, r.BotId)
 	if err != nil {
 		return nil, err
 	}
@@ -47,10 +47,7 @@ func (s *capacityServer) GetCapacity(ctx context.Context, r *facadev1.GetCapacit
 
 // WatchCapacity tells it again whenever it has changed.
 func (s *capacityServer) WatchCapacity(r *facadev1.WatchCapacityRequest, stream grpc.ServerStreamingServer[facadev1.WatchCapacityResponse]) error {
-	company, err := s.companyOf(r.BotId)
-	if err != nil {
-		return err
-	}
+	ctx := stream.Context()
 	tick := time.NewTicker(watchEvery)
 	defer tick.Stop()
 	old := s.streamEnd(stream.Context())
@@ -58,7 +55,11 @@ func (s *capacityServer) WatchCapacity(r *facadev1.WatchCapacityRequest, stream 
 	var told *facadev1.Capacity
 	var toldAt time.Time
 	for {
-		c, err := s.capacity(stream.Context(), company)
+		company, err := s.companyOf(ctx, r.BotId) // each time: what the caller may use can change
+		if err != nil {
+			return err
+		}
+		c, err := s.capacity(ctx, company)
 		if err != nil {
 			return err
 		}
@@ -70,8 +71,8 @@ func (s *capacityServer) WatchCapacity(r *facadev1.WatchCapacityRequest, stream 
 		}
 		select {
 		case <-tick.C:
-		case <-stream.Context().Done():
-			return stream.Context().Err()
+		case <-ctx.Done():
+			return ctx.Err()
 		case <-s.stopping:
 			return newFault(facadev1.ErrorReason_DRAINING, "the server stops; watch again")
 		case <-old.C:
@@ -88,7 +89,7 @@ var pauseReasons = map[pace.Pause]facadev1.ErrorReason{
 
 // capacity is a company's as the caller may know it, rounded so that it changes only when something did.
 func (s *capacityServer) capacity(ctx context.Context, company *dispatch.Company) (*facadev1.Capacity, error) {
-	c, err := s.dispatch.Capacity(ctx, company.ID, anonymous)
+	c, err := s.dispatch.Capacity(ctx, company.ID, callerOf(ctx).Name())
 	if err != nil {
 		return nil, err
 	}

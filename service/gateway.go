@@ -43,7 +43,7 @@ const restTimeout = 30 * time.Second
 
 // headersIn are the headers that reach a method. What gRPC needs no name for (Grpc-Timeout) is read by the gateway.
 var headersIn = map[string]bool{
-	"authorization": true, "x-api-key": true, headerIdempotencyKey: true, "traceparent": true, "tracestate": true,
+	headerAuthorization: true, headerAPIKey: true, headerIdempotencyKey: true, "traceparent": true, "tracestate": true,
 	headerRequestID: true, "last-event-id": true, "x-envoy-attempt-count": true,
 }
 
@@ -104,13 +104,13 @@ func newGateway(ctx context.Context, conn grpc.ClientConnInterface, health http.
 	root.Handle("GET /docs", http.RedirectHandler("/docs/", http.StatusMovedPermanently))
 	root.HandleFunc("GET /healthz", health)
 	bounded := http.MaxBytesHandler(root, maxRequestBytes)
-	return withRequestID(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	return withOrigin(withRequestID(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if isStream(r) { // its lines are bounded one by one
 			root.ServeHTTP(w, r)
 			return
 		}
 		bounded.ServeHTTP(w, r)
-	})), nil
+	}))), nil
 }
 
 // isStream reports whether a request is for a route that streams.

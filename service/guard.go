@@ -25,9 +25,10 @@ import (
 )
 
 // A guard stands before every method, unary and stream, over gRPC and REST: it observes (a request id, one line of log),
-// recovers from panics, and validates. It is one type so that the two halves cannot drift apart.
+// recovers from panics, authenticates, and validates. It is one type so that the two halves cannot drift apart.
 type guard struct {
 	log       *slog.Logger
+	doors     *doors
 	validator protovalidate.Validator
 }
 
@@ -38,6 +39,9 @@ func (g *guard) Unary(ctx context.Context, request any, info *grpc.UnaryServerIn
 		return nil, err
 	}
 	defer func() { err = g.end(ctx, c, recover(), err) }()
+	if ctx, _, err = g.doors.enter(ctx, info.FullMethod); err != nil {
+		return nil, err
+	}
 	if err := g.validate(request); err != nil {
 		return nil, err
 	}
@@ -51,10 +55,21 @@ func (g *guard) Stream(server any, stream grpc.ServerStream, info *grpc.StreamSe
 		return err
 	}
 	defer func() { err = g.end(ctx, c, recover(), err) }()
-	return next(server, &guardedStream{stream, ctx, g})
+	ctx, visit, err := g.doors.enter(ctx, info.FullMethod)
+	if err != nil {
+		return err
+	}
+	ctx, leave := context.WithCancelCause(ctx)
+	defer leave(nil)
+	go g.doors.watch(ctx, visit, leave)
+	err = next(server, &guardedStream{stream, ctx, g})
+	if shut := shutOut(ctx); shut != nil && err != nil {
+		return shut // whatever the method made of it
+	}
+	return err
 }
 
-// guardedStream validates what it receives.
+// guardedStream validates what it receives, and neither takes nor gives anything once its caller may not call any more.
 type guardedStream struct {
 	grpc.ServerStream
 	ctx   context.Context
@@ -67,7 +82,17 @@ func (s *guardedStream) RecvMsg(m any) error {
 	if err := s.ServerStream.RecvMsg(m); err != nil {
 		return err
 	}
+	if err := shutOut(s.ctx); err != nil {
+		return err
+	}
 	return s.guard.validate(m)
+}
+
+func (s *guardedStream) SendMsg(m any) error {
+	if err := shutOut(s.ctx); err != nil {
+		return err
+	}
+	return s.ServerStream.SendMsg(m)
 }
 
 // call is what the log says about a call.

@@ -68,7 +68,7 @@ func (s *notificationServer) ListNotifications(ctx context.Context, r *facadev1.
 
 // read runs one read of Jelou in its turn.
 func (s *core) read(ctx context.Context, botID string, f func(context.Context, *jelou.Client) (jelou.Timing, error)) error {
-	company, err := s.companyOf(botID)
+	company, err := s.companyOf(ctx, botID)
 	if err != nil {
 		return err
 	}

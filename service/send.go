@@ -37,9 +37,6 @@ type single interface {
 	GetOptions() *facadev1.SendOptions
 }
 
-// anonymous is the caller of a server without authentication.
-const anonymous = "anonymous"
-
 type messageServer struct {
 	facadev1.UnimplementedMessageServiceServer
 	*core
@@ -57,7 +54,7 @@ func (s *messageServer) SendMessage(ctx context.Context, r *facadev1.SendMessage
 
 // sendOne is the path of every single send: stored, then waited for.
 func (s *core) sendOne(ctx context.Context, r single, item *facadev1.BatchItem) (*facadev1.Send, error) {
-	company, err := s.companyOf(r.GetBotId())
+	company, err := s.companyOf(ctx, r.GetBotId())
 	if err != nil {
 		return nil, err
 	}
@@ -69,7 +66,7 @@ func (s *core) sendOne(ctx context.Context, r single, item *facadev1.BatchItem) 
 	if f != nil {
 		return nil, f
 	}
-	n, err := newSend(company.ID, r.GetBotId(), item, r.GetOptions(), facadev1.SendOptions_NORMAL)
+	n, err := newSend(ctx, company.ID, r.GetBotId(), item, r.GetOptions(), facadev1.SendOptions_NORMAL)
 	if err != nil {
 		return nil, err
 	}
@@ -126,7 +123,7 @@ func repeated(ctx context.Context) bool {
 }
 
 // newSend is the row of a normalised item.
-func newSend(company int64, botID string, item *facadev1.BatchItem, o *facadev1.SendOptions, lane facadev1.SendOptions_Lane) (ledger.NewSend, error) {
+func newSend(ctx context.Context, company int64, botID string, item *facadev1.BatchItem, o *facadev1.SendOptions, lane facadev1.SendOptions_Lane) (ledger.NewSend, error) {
 	body, err := proto.Marshal(&facadev1.BatchItem{UserId: item.UserId, Content: item.Content})
 	if err != nil {
 		return ledger.NewSend{}, err
@@ -134,8 +131,12 @@ func newSend(company int64, botID string, item *facadev1.BatchItem, o *facadev1.
 	if o.GetLane() != facadev1.SendOptions_LANE_UNSPECIFIED {
 		lane = o.GetLane()
 	}
+	c := callerOf(ctx)
+	if err := mayUseLane(c, lane); err != nil {
+		return ledger.NewSend{}, err
+	}
 	n := ledger.NewSend{
-		Company: company, Lane: ledger.Lane(lane), Caller: anonymous,
+		Company: company, Lane: ledger.Lane(lane), Caller: c.Name(), Weight: c.Weight(), DailyLimit: c.DailySends(),
 		Bot: botID, Recipient: recipientOf(item), Kind: kindOf(item), Body: body,
 		Hash: contentHash(botID, item), HashVersion: hashVersion,
 		OnUnknown: onUnknown[o.GetOnUnknown()],
@@ -283,6 +284,7 @@ func (s *core) add(ctx context.Context, n ledger.NewSend, expected time.Duration
 	case err != nil:
 		return ledger.Send{}, err
 	case added[0].Err != nil:
+		s.dispatch.Added(n.Company, n.Lane, n.Caller, -1)
 		return ledger.Send{}, added[0].Err
 	}
 	note(ctx, slog.String("send_id", added[0].Send.ID.String()), slog.Bool("joined", added[0].Joined))

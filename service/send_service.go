@@ -20,7 +20,7 @@ func (s *sendServer) GetSend(ctx context.Context, r *facadev1.GetSendRequest) (*
 	if err != nil {
 		return nil, err
 	}
-	row, err := s.ledger.Get(ctx, id)
+	row, err := s.visibleSend(ctx, id)
 	if err != nil {
 		return nil, err
 	}
@@ -35,6 +35,9 @@ func (s *sendServer) GetSend(ctx context.Context, r *facadev1.GetSendRequest) (*
 func (s *sendServer) CancelSend(ctx context.Context, r *facadev1.CancelSendRequest) (*facadev1.CancelSendResponse, error) {
 	id, err := ledger.ParseID(r.SendId)
 	if err != nil {
+		return nil, err
+	}
+	if _, err := s.visibleSend(ctx, id); err != nil {
 		return nil, err
 	}
 	row, cancelled, err := s.ledger.Cancel(ctx, id)
@@ -65,6 +68,12 @@ func (s *sendServer) ResolveSend(ctx context.Context, r *facadev1.ResolveSendReq
 	if err != nil {
 		return nil, err
 	}
+	if _, err := s.visibleSend(ctx, id); err != nil {
+		return nil, err
+	}
+	if !callerOf(ctx).MayResolve() {
+		return nil, newFault(facadev1.ErrorReason_CALLER_FORBIDDEN, "this caller may not resolve sends; its `may_resolve` in the server's configuration would allow it")
+	}
 	to := ledgerStates[r.State]
 	reason := ""
 	if to == ledger.Failed {
@@ -89,7 +98,7 @@ const defaultPageSize = 100
 // ListSends lists sends: newest first, those of a batch by sequence.
 func (s *sendServer) ListSends(ctx context.Context, r *facadev1.ListSendsRequest) (*facadev1.ListSendsResponse, error) {
 	filter := ledger.SendFilter{
-		Companies: s.companies(), Caller: anonymous, Bot: r.BotId, RequestID: r.RequestId, Reasons: r.ErrorReasons, Labels: r.Labels,
+		Companies: s.companies(ctx), Caller: listedCaller(ctx), Bot: r.BotId, RequestID: r.RequestId, Reasons: r.ErrorReasons, Labels: r.Labels,
 		From: microsOf(r.CreateTimeFrom), To: microsOf(r.CreateTimeTo),
 	}
 	for _, state := range r.States {

@@ -26,6 +26,7 @@ import (
 	"google.golang.org/grpc/reflection"
 
 	facadev1 "github.com/jelou-facade/jelou-facade/gen/jelou/facade/v1"
+	"github.com/jelou-facade/jelou-facade/service/caller"
 	"github.com/jelou-facade/jelou-facade/service/dispatch"
 	"github.com/jelou-facade/jelou-facade/service/ledger"
 )
@@ -51,6 +52,10 @@ type Settings struct {
 
 	DrainTimeout time.Duration // for running calls at the stop; zero is 20s
 	Bounds       Bounds
+
+	// Who may call; nil or without callers everybody may, as the caller anonymous. Where a new Set has not got a caller any
+	// more, or not its credential, its streams end.
+	Callers *caller.Set
 }
 
 func (s *Settings) setDefaults() {
@@ -76,6 +81,7 @@ const (
 	headerTimeout        = 5 * time.Second
 	idleTimeout          = 2 * time.Minute
 	keepaliveMin         = 10 * time.Second
+	weighAgain           = time.Second
 )
 
 // core is what the services share.
@@ -94,6 +100,7 @@ type core struct {
 type Server struct {
 	config Config
 	core   *core
+	doors  *doors
 	grpc   *grpc.Server
 	http   *http.Server
 	health *health.Server
@@ -112,13 +119,13 @@ func New(c Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{config: c, health: health.NewServer()}
+	s := &Server{config: c, doors: newDoors(c.Callers), health: health.NewServer()}
 	s.core = &core{ledger: c.Ledger, validator: validator, stopping: make(chan struct{}), streamAge: c.Connections.streams(), dispatch: dispatch.New(dispatch.Config{
 		Ledger: c.Ledger, Companies: companiesOf(c.Bots),
 		Result: storedResult, Error: storedError, Logger: c.Logger,
 	})}
 	s.core.settings.Store(&c.Settings)
-	g := &guard{log: c.Logger, validator: validator}
+	g := &guard{log: c.Logger, doors: s.doors, validator: validator}
 	s.grpc = newGRPC(c, g)
 	inProcess := new(inprocgrpc.Channel).WithServerUnaryInterceptor(g.Unary).WithServerStreamInterceptor(g.Stream)
 	for _, registrar := range []grpc.ServiceRegistrar{s.grpc, inProcess} {
@@ -196,6 +203,9 @@ func companiesOf(bots map[string]*dispatch.Company) []*dispatch.Company {
 	return companies
 }
 
+// RefusedCredentials is how many credentials were refused since the start, by reason.
+func (s *Server) RefusedCredentials() map[caller.Reason]int64 { return s.doors.attempts.Refused() }
+
 // GRPCAddr is where gRPC is served.
 func (s *Server) GRPCAddr() net.Addr { return s.grpcL.Addr() }
 
@@ -208,6 +218,7 @@ func (s *Server) Update(settings Settings) {
 	settings.setDefaults()
 	s.core.dispatch.Update(companiesOf(settings.Bots)) // before its bots are known
 	s.core.settings.Store(&settings)
+	s.doors.replace(settings.Callers)
 }
 
 // Run serves until ctx ends, then stops in order: health says NOT_SERVING, nothing new is claimed or accepted, waiting calls
@@ -244,6 +255,10 @@ func (s *Server) Run(ctx context.Context) error {
 		return nil
 	})
 	running.Go(func() error {
+		s.weigh(ctx)
+		return nil
+	})
+	running.Go(func() error {
 		<-ctx.Done()
 		s.health.Shutdown()
 		close(s.core.stopping)
@@ -251,6 +266,23 @@ func (s *Server) Run(ctx context.Context) error {
 		return nil
 	})
 	return running.Wait()
+}
+
+// weigh gives the callers their weights, at the start and whenever they are replaced, as soon as the ledger can be reached.
+func (s *Server) weigh(ctx context.Context) {
+	for ctx.Err() == nil {
+		r := s.doors.roster.Load()
+		var again <-chan time.Time
+		if err := s.core.ledger.Weigh(ctx, r.set.Weights()); err != nil && ctx.Err() == nil {
+			s.config.Logger.Warn("the callers' weights cannot be stored yet; the old ones hold", slog.Any("error", err))
+			again = time.After(weighAgain)
+		}
+		select {
+		case <-ctx.Done():
+		case <-r.replaced:
+		case <-again:
+		}
+	}
 }
 
 // drain lets running calls finish, both sides at once, and cuts what does not.
@@ -339,26 +371,3 @@ func haltFault(h ledger.Halt) *fault {
 	return newFault(facadev1.ErrorReason_LEDGER_HELD, "the ledger is another database than before, and what it calls unsent may have been sent; an operator must release it: jelou-facade ledger release")
 }
 
-// companies are the ids of all companies of this server.
-func (s *core) companies() []int64 {
-	var ids []int64
-	for _, c := range companiesOf(s.settings.Load().Bots) {
-		ids = append(ids, c.ID)
-	}
-	return ids
-}
-
-// companyOf is the company that has the bot.
-func (s *core) companyOf(botID string) (*dispatch.Company, error) {
-	c, ok := s.settings.Load().Bots[botID]
-	if !ok {
-		return nil, botNotFound()
-	}
-	return c, nil
-}
-
-func botNotFound() *fault {
-	f := newFault(facadev1.ErrorReason_BOT_NOT_FOUND, "no company of this server's configuration has the bot")
-	f.domain = domainFacade
-	return f
-}

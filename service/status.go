@@ -253,6 +253,9 @@ func toFault(err error) *fault {
 		return newFault(facadev1.ErrorReason_SEQUENCE_MISMATCH, "sequence: must be %d, or one that is stored, with the same content; a seal must name the number of items", e.Expected).
 			with("expected_sequence", strconv.FormatInt(e.Expected, 10)).because(err)
 	}
+	if e, ok := errors.AsType[*ledger.QuotaError](err); ok {
+		return callerQuota(e.Caller, fmt.Sprintf("%d sends a day, from midnight UTC", e.Limit), e.Resets).because(err)
+	}
 	for _, known := range ledgerErrors {
 		if errors.Is(err, known.err) {
 			return newFault(known.reason, "%s", known.message).because(err)

@@ -20,8 +20,9 @@ type addition struct {
 	new      *NewSend
 	out      *Added
 	id       ID
-	sealed   bool // its queue takes nothing new; only what is there already can be answered
-	standsIn bool // for an item whose request id is another send's: it takes the item's number, with a result
+	sealed   bool        // its queue takes nothing new; only what is there already can be answered
+	over     *QuotaError // its caller's day is used up; the same
+	standsIn bool        // for an item whose request id is another send's: it takes the item's number, with a result
 	inserted bool
 }
 
@@ -100,6 +101,7 @@ type adding struct {
 	order  []QueueID
 	made   map[looseKey]int64
 	woken  []Wake
+	quotas map[quotaKey]*dailyQuota
 	dueAt  int64 // of the first scheduled send; zero is none
 }
 
@@ -132,6 +134,9 @@ func (a *adding) run() error {
 	if err := a.lockQueues(); err != nil {
 		return err
 	}
+	if err := a.lockQuotas(); err != nil {
+		return err
+	}
 	fresh := a.check()
 	// The same ids in another order in another group would be a deadlock, in spite of ON CONFLICT DO NOTHING.
 	slices.SortFunc(fresh, compareAdditions)
@@ -156,7 +161,7 @@ func (a *adding) findQueues() error {
 	missing := map[looseKey]*NewSend{}
 	for _, w := range a.work {
 		w.id, w.inserted, w.sealed = ID{w.new.Company, w.new.Queue, w.new.Pos}, false, false
-		w.standsIn = false
+		w.standsIn, w.over = false, nil
 		if w.new.Queue != 0 {
 			continue
 		}
@@ -284,7 +289,7 @@ func (a *adding) check() []*addition {
 		default:
 			w.sealed = q.sealed || q.state == "cancelled"
 			w.out.Send = a.row(w, q)
-			if w.new.Queue != 0 && !w.sealed && !q.follows(w) {
+			if w.over = a.reserve(w, q); w.new.Queue != 0 && !w.sealed && w.over == nil && !q.follows(w) {
 				w.out.Err = &SequenceError{Expected: q.next()}
 				continue
 			}
@@ -400,7 +405,7 @@ func (a *adding) insert(fresh []*addition) error {
 	for _, w := range fresh {
 		byID[w.id] = w
 		switch {
-		case w.sealed:
+		case w.sealed || w.over != nil:
 		case !w.out.Send.State.Final():
 			open = append(open, w)
 		default:
@@ -529,6 +534,8 @@ func (a *adding) join(w *addition, found *[4]record) bool {
 		*w.out = Added{Send: place.Send, Joined: true}
 	case w.sealed:
 		*w.out = Added{Err: ErrSealed}
+	case w.over != nil && (request.ID.IsZero() || request.raw == Expired || inBatch):
+		*w.out = Added{Err: w.over}
 	case !request.ID.IsZero() && !same(request) && inBatch:
 		return a.standIn(w, Failed)
 	case !request.ID.IsZero() && !same(request):
@@ -572,6 +579,7 @@ func (a *adding) count() {
 		id := QueueID{w.id.Company, w.id.Queue}
 		q := a.queues[id]
 		q.added++
+		a.spend(w)
 		switch state := w.out.Send.State; state {
 		case Scheduled:
 			q.scheduled++
@@ -584,6 +592,7 @@ func (a *adding) count() {
 			q.pending = true
 		}
 	}
+	a.writeQuotas()
 	for _, id := range a.order {
 		if q := a.queues[id]; q.added > 0 {
 			a.t.write(`INSERT INTO tally (company, queue, stripe, added, scheduled) VALUES ($1, $2, $3, $4, $5)

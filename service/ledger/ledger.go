@@ -73,7 +73,9 @@ type NewSend struct {
 	Company int64
 	Lane    Lane
 	Caller  string
-	Weight  int // of the caller's share of the lane; zero is 1
+	Weight  int // of the caller's share of the lane, where it has none yet; zero is 1
+
+	DailyLimit int64 // sends of the caller that the company accepts in a day; zero is no bound
 
 	Bot       string
 	Recipient string // empty: outside the order per recipient (a notification with several destinations)

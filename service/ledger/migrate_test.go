@@ -101,16 +101,22 @@ func TestNewerSchemaIsRefused(t *testing.T) {
 
 // Both databases have the same tables, columns, defaults and indexes, but for what the first line of the migration says.
 func TestSchemasAreTheSame(t *testing.T) {
-	lite, err := migrations.ReadFile("migrations/sqlite/00001_ledger.sql")
+	files, err := migrations.ReadDir("migrations/sqlite")
 	if err != nil {
 		t.Fatal(err)
 	}
-	postgres, err := migrations.ReadFile("migrations/postgres/00001_ledger.sql")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(statements(string(lite)), statements(string(postgres))); diff != "" {
-		t.Errorf("the schemas differ (-sqlite +postgres):\n%s", diff)
+	for _, file := range files {
+		lite, err := migrations.ReadFile("migrations/sqlite/" + file.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		postgres, err := migrations.ReadFile("migrations/postgres/" + file.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(statements(string(lite)), statements(string(postgres))); diff != "" {
+			t.Errorf("%s: the schemas differ (-sqlite +postgres):\n%s", file.Name(), diff)
+		}
 	}
 }
 

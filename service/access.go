@@ -1,0 +1,93 @@
+package service
+
+import (
+	"context"
+
+	facadev1 "github.com/jelou-facade/jelou-facade/gen/jelou/facade/v1"
+	"github.com/jelou-facade/jelou-facade/service/caller"
+	"github.com/jelou-facade/jelou-facade/service/dispatch"
+	"github.com/jelou-facade/jelou-facade/service/ledger"
+)
+
+// companyOf is the company that has the bot. Who may not use all bots does not learn which others there are.
+func (s *core) companyOf(ctx context.Context, botID string) (*dispatch.Company, error) {
+	c := callerOf(ctx)
+	company, ok := s.settings.Load().Bots[botID]
+	switch {
+	case ok && c.MayUseBot(company.Name, botID):
+		return company, nil
+	case !c.MayUseAll():
+		return nil, newFault(facadev1.ErrorReason_CALLER_FORBIDDEN, "this caller may use no such bot; its `companies` and `bots` in the server's configuration say which it may")
+	}
+	return nil, botNotFound()
+}
+
+func botNotFound() *fault {
+	f := newFault(facadev1.ErrorReason_BOT_NOT_FOUND, "no company of this server's configuration has the bot")
+	f.domain = domainFacade
+	return f
+}
+
+// mayUseLane refuses a lane that the caller may not send in.
+func mayUseLane(c *caller.Caller, lane facadev1.SendOptions_Lane) error {
+	if c.MayUseLane(lane) {
+		return nil
+	}
+	return newFault(facadev1.ErrorReason_CALLER_FORBIDDEN, "this caller may not send in the lane %s; its `lanes` in the server's configuration say where it may (options.lane)", lane)
+}
+
+// companies are the ids of the companies that the caller may use.
+func (s *core) companies(ctx context.Context) []int64 {
+	c := callerOf(ctx)
+	var ids []int64
+	for _, company := range companiesOf(s.settings.Load().Bots) {
+		if c.MayUseCompany(company.Name) {
+			ids = append(ids, company.ID)
+		}
+	}
+	return ids
+}
+
+// listedCaller is whose sends and batches a list shows; empty for all callers'.
+func listedCaller(ctx context.Context) string {
+	if c := callerOf(ctx); !c.Admin() {
+		return c.Name()
+	}
+	return ""
+}
+
+// visible reports whether the caller may know of what a caller stored for a company. What it may not know of is answered
+// like what does not exist, in every method.
+func (s *core) visible(ctx context.Context, company int64, owner string) bool {
+	c := callerOf(ctx)
+	if owner != c.Name() && !c.Admin() {
+		return false
+	}
+	if c.MayUseAll() {
+		return true // also of companies that the configuration has no more
+	}
+	for _, known := range companiesOf(s.settings.Load().Bots) {
+		if known.ID == company {
+			return c.MayUseCompany(known.Name)
+		}
+	}
+	return false
+}
+
+// visibleSend reads a send that the caller may know of. Whose a send is never changes, so it may be asked before a change.
+func (s *core) visibleSend(ctx context.Context, id ledger.ID) (ledger.Send, error) {
+	row, err := s.ledger.Get(ctx, id)
+	if err == nil && !s.visible(ctx, id.Company, row.Caller) {
+		return ledger.Send{}, ledger.ErrNotFound
+	}
+	return row, err
+}
+
+// visibleBatch reads a batch that the caller may know of.
+func (s *core) visibleBatch(ctx context.Context, id ledger.QueueID) (ledger.Batch, error) {
+	b, err := s.ledger.Batch(ctx, id)
+	if err == nil && !s.visible(ctx, id.Company, b.Caller) {
+		return ledger.Batch{}, ledger.ErrNotFound
+	}
+	return b, err
+}

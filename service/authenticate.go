@@ -1,0 +1,229 @@
+package service
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/fullstorydev/grpchan/inprocgrpc"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
+
+	facadev1 "github.com/jelou-facade/jelou-facade/gen/jelou/facade/v1"
+	"github.com/jelou-facade/jelou-facade/service/caller"
+)
+
+// Names of the headers that carry credentials, in the lower case of gRPC metadata.
+const (
+	headerAuthorization = "authorization"
+	headerAPIKey        = "x-api-key"
+)
+
+// openMethods need no credential: whoever can reach the port may ask whether the server lives.
+const openMethods = "/grpc.health.v1.Health/"
+
+// doors let callers in: those of the newest set, as long as their credentials are good.
+type doors struct {
+	roster   atomic.Pointer[roster]
+	attempts caller.Attempts
+}
+
+// roster is a set of callers until another one replaces it.
+type roster struct {
+	set      *caller.Set
+	replaced chan struct{} // closed then
+}
+
+func newDoors(set *caller.Set) *doors {
+	d := &doors{}
+	d.roster.Store(&roster{set, make(chan struct{})})
+	return d
+}
+
+// replace changes who may call. Streams of callers who may not any more end; other calls that run are finished.
+func (d *doors) replace(set *caller.Set) {
+	close(d.roster.Swap(&roster{set, make(chan struct{})}).replaced)
+}
+
+// visit is who calls and how that is known, for as long as the call lasts.
+type visit struct {
+	credentials caller.Credentials
+	expires     time.Time // zero is never
+	roster      *roster
+	caller      atomic.Pointer[caller.Caller] // changes when the configuration does
+}
+
+type visitKey struct{}
+
+// callerOf is who calls.
+func callerOf(ctx context.Context) *caller.Caller {
+	return ctx.Value(visitKey{}).(*visit).caller.Load()
+}
+
+// enter finds out who calls. The context that it returns is the call's.
+func (d *doors) enter(ctx context.Context, method string) (context.Context, *visit, error) {
+	v := &visit{roster: d.roster.Load()}
+	ctx = context.WithValue(ctx, visitKey{}, v)
+	if strings.HasPrefix(method, openMethods) {
+		v.roster = &roster{}
+	}
+	from, certificate := origin(ctx)
+	v.credentials = caller.Credentials{
+		Authorization: metadata.ValueFromIncomingContext(ctx, headerAuthorization),
+		APIKey:        metadata.ValueFromIncomingContext(ctx, headerAPIKey),
+		Certificate:   certificate,
+	}
+	if err := d.identify(ctx, v, from); err != nil {
+		return ctx, nil, err
+	}
+	c := v.caller.Load()
+	if v.roster.set.Required() {
+		note(ctx, slog.String("caller", c.Name()))
+	}
+	if wait := c.Call(time.Now()); wait > 0 {
+		return ctx, nil, callerQuota(c.Name(), fmt.Sprintf("%d calls a second", c.CallsPerSecond()), wait)
+	}
+	return ctx, v, nil
+}
+
+// identify authenticates a visit against its roster.
+func (d *doors) identify(ctx context.Context, v *visit, from netip.Addr) error {
+	now := time.Now()
+	if v.roster.set.Required() && d.attempts.Blocked(now, from, v.credentials) {
+		return d.refuse(ctx, from, &caller.Error{Reason: caller.Limited})
+	}
+	c, expires, err := v.roster.set.Authenticate(ctx, now, v.credentials)
+	if err != nil {
+		return d.refuse(ctx, from, err)
+	}
+	if v.roster.set.Required() {
+		d.attempts.Passed(v.credentials)
+	}
+	v.caller.Store(c)
+	v.expires = expires
+	return nil
+}
+
+// credentialTexts are what a caller is told: enough to mend it, and nothing about what there is.
+var credentialTexts = map[caller.Reason]string{
+	caller.Missing:   "this server needs a credential: an API key or a JWT as `authorization: Bearer …`, an API key as x-api-key, or a client certificate",
+	caller.Malformed: "the credential is not of the form of one: send one API key or JWT as `authorization: Bearer …`, or one API key as x-api-key",
+	caller.Unknown:   "the credential is no caller's; it may have been revoked",
+	caller.Expired:   "the credential has expired; get a new one",
+	caller.Invalid:   "the token is not good here: its signature, issuer, audience or times",
+	caller.Limited:   "too many failed attempts came from this address; wait a few seconds",
+}
+
+// refuse counts and answers a refused credential.
+func (d *doors) refuse(ctx context.Context, from netip.Addr, err error) error {
+	refused, ok := errors.AsType[*caller.Error](err)
+	if !ok {
+		return err
+	}
+	d.attempts.Failed(time.Now(), from, refused.Reason)
+	note(ctx, slog.String("credential", string(refused.Reason)))
+	if refused.Err != nil {
+		note(ctx, slog.String("flaw", refused.Err.Error()))
+	}
+	return newFault(facadev1.ErrorReason_CALLER_UNAUTHENTICATED, "%s", credentialTexts[refused.Reason])
+}
+
+// A shut is why a stream ends before its method does.
+type shut struct{ error }
+
+func (s shut) Unwrap() error { return s.error }
+
+// shutOut is why a stream's caller may not go on; nil while it may.
+func shutOut(ctx context.Context) error {
+	if s, ok := errors.AsType[shut](context.Cause(ctx)); ok {
+		return s.error
+	}
+	return nil
+}
+
+// watch ends a stream when its caller's credential expires, or is none any more after the callers were replaced.
+func (d *doors) watch(ctx context.Context, v *visit, leave context.CancelCauseFunc) {
+	for {
+		expiry := time.NewTimer(v.left())
+		select {
+		case <-ctx.Done():
+		case <-expiry.C:
+			leave(shut{newFault(facadev1.ErrorReason_CALLER_UNAUTHENTICATED, "the credential has expired in the middle of the stream; go on with a new one")})
+		case <-v.roster.replaced:
+			v.roster = d.roster.Load()
+			c, expires, err := v.roster.set.Authenticate(ctx, time.Now(), v.credentials)
+			if err != nil {
+				leave(shut{newFault(facadev1.ErrorReason_CALLER_UNAUTHENTICATED, "the credential was revoked in the middle of the stream")})
+			} else {
+				v.caller.Store(c)
+				v.expires = expires
+			}
+		}
+		expiry.Stop()
+		if ctx.Err() != nil {
+			return
+		}
+	}
+}
+
+// left is how long the credential is still good.
+func (v *visit) left() time.Duration {
+	if v.expires.IsZero() {
+		return forever
+	}
+	return time.Until(v.expires)
+}
+
+// callerQuota is the fault of a caller that has used up one of its quotas.
+func callerQuota(name, quota string, wait time.Duration) *fault {
+	f := newFault(facadev1.ErrorReason_CALLER_QUOTA, "the quota of this caller is used up: %s; nothing was stored", quota)
+	f.retryAfter = max(wait, minRetryAfter)
+	f.quota = &errdetails.QuotaFailure{Violations: []*errdetails.QuotaFailure_Violation{{Subject: "caller:" + name, Description: quota}}}
+	return f
+}
+
+// httpOrigin is where an HTTP request comes from.
+type httpOrigin struct {
+	address string
+	tls     *tls.ConnectionState
+}
+
+type originKey struct{}
+
+// withOrigin lets the guard know where a request of the gateway comes from.
+func withOrigin(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		ctx := context.WithValue(r.Context(), originKey{}, httpOrigin{r.RemoteAddr, r.TLS})
+		next.ServeHTTP(w, r.WithContext(ctx))
+	})
+}
+
+// origin is the address that a call comes from, and its certificate where TLS has verified one. Headers that proxies write
+// about it are not believed: anyone can write them.
+func origin(ctx context.Context) (netip.Addr, *x509.Certificate) {
+	var from httpOrigin
+	if gateway := inprocgrpc.ClientContext(ctx); gateway != nil {
+		from, _ = gateway.Value(originKey{}).(httpOrigin)
+	} else if p, ok := peer.FromContext(ctx); ok {
+		from.address = p.Addr.String()
+		if info, ok := p.AuthInfo.(credentials.TLSInfo); ok {
+			from.tls = &info.State
+		}
+	}
+	var certificate *x509.Certificate
+	if from.tls != nil && len(from.tls.VerifiedChains) > 0 {
+		certificate = from.tls.VerifiedChains[0][0]
+	}
+	at, _ := netip.ParseAddrPort(from.address) // without one all such calls count together
+	return at.Addr(), certificate
+}
