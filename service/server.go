@@ -370,4 +370,3 @@ func haltFault(h ledger.Halt) *fault {
 	}
 	return newFault(facadev1.ErrorReason_LEDGER_HELD, "the ledger is another database than before, and what it calls unsent may have been sent; an operator must release it: jelou-facade ledger release")
 }
-

@@ -17,6 +17,7 @@ import (
 	_ "embed"
 
 	configv1 "github.com/jelou-facade/jelou-facade/gen/jelou/facade/config/v1"
+	"github.com/jelou-facade/jelou-facade/service/caller"
 )
 
 //go:embed facade.yaml
@@ -45,7 +46,10 @@ func newConfigCommand() *cobra.Command {
 					}
 					bots += len(company.Bots)
 				}
-				_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s is good: %d companies, %d bots\n", args[0], len(c.Companies), bots)
+				if _, err := caller.NewSource(cmd.Context(), nil).Load(c.Callers, c.Authentication); err != nil {
+					return fmt.Errorf("%s: %w", args[0], err)
+				}
+				_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s is good: %d companies, %d bots, %d callers\n", args[0], len(c.Companies), bots, len(c.Callers))
 				return err
 			},
 		},
@@ -171,6 +175,9 @@ func checkConfig(c *configv1.Config, d *document) error {
 		}
 	}
 	if err := checkBots(c, d); err != nil {
+		return err
+	}
+	if err := checkCallers(c, d); err != nil {
 		return err
 	}
 	return checkListen(c, d)

@@ -42,6 +42,6 @@ Then write a configuration file, check it, and serve:
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(newServeCommand(), newConfigCommand(), newLedgerCommand(), newRehearseCommand())
+	root.AddCommand(newServeCommand(), newConfigCommand(), newCallerCommand(), newLedgerCommand(), newRehearseCommand())
 	return root
 }

@@ -12,6 +12,7 @@ import (
 
 	configv1 "github.com/jelou-facade/jelou-facade/gen/jelou/facade/config/v1"
 	"github.com/jelou-facade/jelou-facade/service"
+	"github.com/jelou-facade/jelou-facade/service/caller"
 	"github.com/jelou-facade/jelou-facade/service/dispatch"
 	"github.com/jelou-facade/jelou-facade/service/jelou"
 	"github.com/jelou-facade/jelou-facade/service/ledger"
@@ -113,6 +114,11 @@ func newServer(ctx context.Context, config *configv1.Config, l *ledger.Ledger, l
 			bots[bot] = company
 		}
 	}
+	callers, err := caller.NewSource(ctx, log).Load(config.Callers, config.Authentication)
+	if err != nil {
+		closeClients()
+		return nil, nil, err
+	}
 	k, err := newKeys(config.Listen.Tls)
 	if err != nil {
 		closeClients()
@@ -124,7 +130,7 @@ func newServer(ctx context.Context, config *configv1.Config, l *ledger.Ledger, l
 			Most: int(config.Listen.MaxConnections), Age: config.Listen.MaxConnectionAge.AsDuration(),
 			Grace: config.Listen.MaxConnectionAgeGrace.AsDuration(), Keepalive: config.Listen.Keepalive.AsDuration(),
 		},
-		Ledger: l, Settings: settingsOf(config, bots), Logger: log,
+		Ledger: l, Settings: settingsOf(config, bots, callers), Logger: log,
 	})
 	if err != nil {
 		closeClients()
@@ -134,9 +140,9 @@ func newServer(ctx context.Context, config *configv1.Config, l *ledger.Ledger, l
 }
 
 // settingsOf is what may change while the server runs.
-func settingsOf(config *configv1.Config, bots map[string]*dispatch.Company) service.Settings {
+func settingsOf(config *configv1.Config, bots map[string]*dispatch.Company, callers *caller.Set) service.Settings {
 	return service.Settings{
-		Bots: bots, DrainTimeout: config.Shutdown.GetDrainTimeout().AsDuration(),
+		Bots: bots, Callers: callers, DrainTimeout: config.Shutdown.GetDrainTimeout().AsDuration(),
 		Bounds: service.Bounds{
 			Company: int64(config.Bounds.GetCompanyWaiting()), Lane: int64(config.Bounds.GetLaneWaiting()), Caller: int64(config.Bounds.GetCallerWaiting()),
 		},

@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
+	"strings"
 )
 
 // keyPrefix makes keys recognisable: to people, and to tools that look for secrets in repositories.
@@ -20,3 +21,10 @@ func NewKey() string {
 // expensive, and 256 random bits cannot be guessed at any price. A fast one keeps every call cheap. That holds for keys that
 // NewKey made; a word that a person thought of is no key.
 func HashKey(key string) [sha256.Size]byte { return sha256.Sum256([]byte(key)) }
+
+// IsKey reports whether a text has the form of a key that NewKey made.
+func IsKey(text string) bool {
+	random, ok := strings.CutPrefix(text, keyPrefix)
+	b, err := base64.RawURLEncoding.DecodeString(random)
+	return ok && err == nil && len(b) == sha256.Size
+}
