@@ -1420,7 +1420,7 @@ const file_jelou_facade_config_v1_config_proto_rawDesc = "" +
 	"\bjwks_url\x18\x04 \x01(\tB\xcf\x01\xbaH\xcb\x01\xba\x01\xc7\x01\n" +
 	"\bjwks_url\x12:must be an https URL, or an http URL of a loopback address\x1a\x7fthis == '' || this.matches(r'^https://[^#]+$') || this.matches(r'^http://(127[.]0[.]0[.]1|localhost|\\[::1\\])(:[0-9]+)?/[^#]*$')R\ajwksUrl\x12!\n" +
 	"\fcaller_claim\x18\x05 \x01(\tR\vcallerClaim:v\xbaHs\x1aq\n" +
-	"\vissuer.keys\x121exactly one of jwks_file and jwks_url must be set\x1a/(this.jwks_file == '') != (this.jwks_url == '')\"\x98\v\n" +
+	"\vissuer.keys\x121exactly one of jwks_file and jwks_url must be set\x1a/(this.jwks_file == '') != (this.jwks_url == '')\"\xd7\v\n" +
 	"\x06Caller\x12\x82\x01\n" +
 	"\x04name\x18\x01 \x01(\tBn\xbaHk\xba\x01h\n" +
 	"\vcaller.name\x125must be 1 to 63 lower-case letters, digits and dashes\x1a\"this.matches(r'^[a-z0-9-]{1,63}$')R\x04name\x12@\n" +
@@ -1433,8 +1433,9 @@ const file_jelou_facade_config_v1_config_proto_rawDesc = "" +
 	"\vcertificate\x12Pmust be uri:, dns: or cn: and a name, for example uri:spiffe://example.ec/orders\x1a\"this.matches(r'^(uri|dns|cn):.+$')R\fcertificates\x12(\n" +
 	"\tcompanies\x18\x05 \x03(\tB\n" +
 	"\xbaH\a\x92\x01\x04\b\x01\x18\x01R\tcompanies\x12\x1c\n" +
-	"\x04bots\x18\x06 \x03(\tB\b\xbaH\x05\x92\x01\x02\x18\x01R\x04bots\x12J\n" +
-	"\x05lanes\x18\a \x03(\x0e2!.jelou.facade.v1.SendOptions.LaneB\x11\xbaH\x0e\x92\x01\v\x18\x01\"\a\x82\x01\x04\x10\x01 \x00R\x05lanes\x12\"\n" +
+	"\x04bots\x18\x06 \x03(\tB\b\xbaH\x05\x92\x01\x02\x18\x01R\x04bots\x12\x88\x01\n" +
+	"\x05lanes\x18\a \x03(\x0e2!.jelou.facade.v1.SendOptions.LaneBO\xbaHL\xba\x01D\n" +
+	"\x05lanes\x12\x1emust be URGENT, NORMAL or BULK\x1a\x1bthis.all(l, l in [1, 2, 3])\x92\x01\x02\x18\x01R\x05lanes\x12\"\n" +
 	"\x06weight\x18\b \x01(\x05B\n" +
 	"\xbaH\a\x1a\x05\x18\xe8\a(\x00R\x06weight\x121\n" +
 	"\x10calls_per_second\x18\t \x01(\x05B\a\xbaH\x04\x1a\x02(\x00R\x0ecallsPerSecond\x12(\n" +
