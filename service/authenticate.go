@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/netip"
 	"strings"
@@ -226,4 +227,24 @@ func origin(ctx context.Context) (netip.Addr, *x509.Certificate) {
 	}
 	at, _ := netip.ParseAddrPort(from.address) // without one all such calls count together
 	return at.Addr(), certificate
+}
+
+// enterHTTP finds out who asks for a page beside the API. Without callers it is everybody on this machine, as an admin.
+func (d *doors) enterHTTP(r *http.Request) (*caller.Caller, error) {
+	from, _ := netip.ParseAddrPort(r.RemoteAddr) // net/http wrote it
+	if !d.roster.Load().set.Required() && !from.Addr().Unmap().IsLoopback() {
+		return nil, newFault(facadev1.ErrorReason_CALLER_FORBIDDEN, "without callers in the configuration this page is for loopback addresses only")
+	}
+	p := &peer.Peer{Addr: net.TCPAddrFromAddrPort(from)}
+	if r.TLS != nil {
+		p.AuthInfo = credentials.TLSInfo{State: *r.TLS}
+	}
+	ctx := metadata.NewIncomingContext(peer.NewContext(r.Context(), p), metadata.MD{
+		headerAuthorization: r.Header.Values(headerAuthorization), headerAPIKey: r.Header.Values(headerAPIKey),
+	})
+	_, v, err := d.enter(ctx, r.URL.Path)
+	if err != nil {
+		return nil, err
+	}
+	return v.caller.Load(), nil
 }

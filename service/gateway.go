@@ -55,9 +55,12 @@ var headersOut = map[string]string{
 //go:embed openapi.json
 var openAPI []byte
 
+// pages are what the REST side has beside the API, by pattern.
+type pages map[string]http.HandlerFunc
+
 // newGateway makes the REST side: the generated routes over the in-process connection, so that every interceptor holds
 // for REST too, with the contract of docs/rest.md around them.
-func newGateway(ctx context.Context, conn grpc.ClientConnInterface, health http.HandlerFunc) (http.Handler, error) {
+func newGateway(ctx context.Context, conn grpc.ClientConnInterface, others pages) (http.Handler, error) {
 	mux := runtime.NewServeMux(
 		runtime.WithMarshalerOption(runtime.MIMEWildcard, jsonMarshaler{}),
 		runtime.WithIncomingHeaderMatcher(func(name string) (string, bool) {
@@ -102,7 +105,9 @@ func newGateway(ctx context.Context, conn grpc.ClientConnInterface, health http.
 	})
 	root.Handle("GET /docs/", v5emb.New("jelou-facade", "/openapi.json", "/docs/"))
 	root.Handle("GET /docs", http.RedirectHandler("/docs/", http.StatusMovedPermanently))
-	root.HandleFunc("GET /healthz", health)
+	for pattern, page := range others {
+		root.HandleFunc(pattern, page)
+	}
 	bounded := http.MaxBytesHandler(root, maxRequestBytes)
 	return withOrigin(withRequestID(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if isStream(r) { // its lines are bounded one by one

@@ -42,6 +42,9 @@ type Config struct {
 	Ledger *ledger.Ledger // open; the server runs it, the caller closes it
 	Settings
 
+	// Configuration is what /configz shows: JSON without secrets; nil shows nothing.
+	Configuration func() ([]byte, error)
+
 	Logger *slog.Logger // nil logs nothing
 }
 
@@ -113,7 +116,7 @@ func New(c Config) (*Server, error) {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
-	c.Settings.setDefaults()
+	c.setDefaults()
 	c.Connections.setDefaults()
 	validator, err := protovalidate.New()
 	if err != nil {
@@ -137,7 +140,7 @@ func New(c Config) (*Server, error) {
 	}
 	healthv1.RegisterHealthServer(s.grpc, s.health)
 	reflection.Register(s.grpc)
-	gateway, err := newGateway(context.Background(), inProcess, s.healthz)
+	gateway, err := newGateway(context.Background(), inProcess, pages{"GET /healthz": s.healthz, "GET /configz": s.configz})
 	if err != nil {
 		return nil, err
 	}
@@ -312,6 +315,29 @@ func (s *Server) healthz(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	_, _ = w.Write([]byte(`{"status":"SERVING"}`)) // a client that left
+}
+
+// configz shows the configuration in force to admins, or without callers to whoever is on this machine.
+func (s *Server) configz(w http.ResponseWriter, r *http.Request) {
+	if s.config.Configuration == nil {
+		writeError(w, routingFault(r, http.StatusNotFound).GRPCStatus())
+		return
+	}
+	c, err := s.doors.enterHTTP(r)
+	if err == nil && !c.Admin() {
+		err = newFault(facadev1.ErrorReason_CALLER_FORBIDDEN, "only admins may see the configuration")
+	}
+	var shown []byte
+	if err == nil {
+		shown, err = s.config.Configuration()
+	}
+	if err != nil {
+		writeError(w, toStatus(err))
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	_, _ = w.Write(shown) // a client that left
 }
 
 // drains reports whether the server stops.

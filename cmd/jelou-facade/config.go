@@ -147,7 +147,7 @@ func configError(err error) error {
 	if place := jsonPlace.FindStringSubmatch(text); place != nil {
 		text = "line " + place[1] + ": " + strings.TrimPrefix(text, place[0])
 	}
-	text = jsonField.ReplaceAllStringFunc(text, snakeCase)
+	text, _, _ = strings.Cut(jsonField.ReplaceAllStringFunc(text, snakeCase), `: "`) // not the value
 	return errors.New(text + "; `jelou-facade config example` shows all fields")
 }
 
@@ -223,7 +223,7 @@ func checkBots(c *configv1.Config, d *document) error {
 	for i, company := range c.Companies {
 		for k, bot := range company.Bots {
 			if other, taken := owner[bot]; taken {
-				return d.at(fmt.Sprintf("companies[%d].bots[%d]", i, k), fmt.Errorf("bot %q is in %s and in %s; it must be in one", bot, other, company.Id))
+				return d.at(fmt.Sprintf("companies[%d].bots[%d]", i, k), fmt.Errorf("the bot is in %s and in %s; it must be in one", other, company.Id))
 			}
 			owner[bot] = company.Id
 		}
@@ -253,9 +253,9 @@ func readSecret(field, path string) (string, error) {
 	return secret, nil
 }
 
-// newLogger is the logger that the file asks for.
-func newLogger(c *configv1.Log) *slog.Logger {
-	options := &slog.HandlerOptions{Level: logLevels[c.GetLevel()]}
+// newLogger is the logger that the file asks for, at a level that may change.
+func newLogger(c *configv1.Log, level slog.Leveler) *slog.Logger {
+	options := &slog.HandlerOptions{Level: level}
 	if c.GetFormat() == configv1.Log_TEXT {
 		return slog.New(slog.NewTextHandler(os.Stderr, options))
 	}

@@ -71,7 +71,7 @@ func withLedger(ctx context.Context, file string, use func(*ledger.Ledger) error
 	}
 	l, err := ledger.Open(ctx, ledger.Config{
 		Path: config.Ledger.Path, URL: config.Ledger.Url, ListenURL: config.Ledger.ListenUrl,
-		Replica: uuid.NewString(), Logger: newLogger(config.Log),
+		Replica: uuid.NewString(), Logger: newLogger(config.Log, logLevels[config.Log.GetLevel()]),
 	})
 	if err != nil {
 		return err

@@ -273,7 +273,7 @@ companies:
 		{"short grace", good(`http: "127.0.0.1:0"`, `max_connection_age: 3600s`), ""},
 		{"too short a grace", good(`http: "127.0.0.1:0"`, `max_connection_age: 3601s, max_connection_age_grace: 899s`), "line 2: listen.max_connection_age_grace: must be at least"},
 		{"no address", good(`grpc: "127.0.0.1:0"`, `grpc: "here"`), "listen.grpc"},
-		{"a bot of two companies", good() + "  - {id: other, client_id_file: id, client_secret_file: secret, bots: [two]}\n", `line 6: companies[1].bots[0]: bot "two" is in shop and in other`},
+		{"a bot of two companies", good() + "  - {id: other, client_id_file: id, client_secret_file: secret, bots: [two]}\n", `line 6: companies[1].bots[0]: the bot is in shop and in other`},
 		{"window", good("bots: [one, two]", "bots: [one], allowance: {window: 0.001s}"), "line 5: companies[0].allowance.window"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -11,10 +11,6 @@ import (
 	"github.com/spf13/cobra"
 
 	configv1 "github.com/jelou-facade/jelou-facade/gen/jelou/facade/config/v1"
-	"github.com/jelou-facade/jelou-facade/service"
-	"github.com/jelou-facade/jelou-facade/service/caller"
-	"github.com/jelou-facade/jelou-facade/service/dispatch"
-	"github.com/jelou-facade/jelou-facade/service/jelou"
 	"github.com/jelou-facade/jelou-facade/service/ledger"
 	"github.com/jelou-facade/jelou-facade/service/pace"
 )
@@ -35,6 +31,9 @@ With --sandbox it runs against a simulator of Jelou in the same process: nothing
 Jelou, and what was stored is gone at the end. The sandbox has the company "sandbox", the bot "demo", the user
 593991234567 with an open 24-hour window, and the approved template "order_ready" with two parameters.
 
+The configuration and the files that it names are read again when they change, and on SIGHUP. What cannot be used is refused with its
+line and what was in force stays; /configz shows both.
+
 SIGINT or SIGTERM stops it: running calls finish within shutdown.drain_timeout.`,
 		Example: `  jelou-facade serve --sandbox
   jelou-facade serve --config facade.yaml`,
@@ -50,6 +49,16 @@ SIGINT or SIGTERM stops it: running calls finish within shutdown.drain_timeout.`
 	return command
 }
 
+// override puts the addresses of the flags in place of the file's.
+func (f serveFlags) override(config *configv1.Config) {
+	if f.grpcAddr != "" {
+		config.Listen.Grpc = f.grpcAddr
+	}
+	if f.httpAddr != "" {
+		config.Listen.Http = f.httpAddr
+	}
+}
+
 // serve runs the server until ctx ends.
 func serve(ctx context.Context, flags serveFlags, out io.Writer) (err error) {
 	var config *configv1.Config
@@ -63,16 +72,12 @@ func serve(ctx context.Context, flags serveFlags, out io.Writer) (err error) {
 	} else if config, err = loadConfig(flags.config); err != nil {
 		return err
 	}
-	if flags.grpcAddr != "" {
-		config.Listen.Grpc = flags.grpcAddr
-	}
-	if flags.httpAddr != "" {
-		config.Listen.Http = flags.httpAddr
-	}
+	flags.override(config)
 	if err := checkListen(config, nil); err != nil {
 		return err
 	}
-	log := newLogger(config.Log)
+	level := &slog.LevelVar{}
+	log := newLogger(config.Log, level)
 	l, err := ledger.Open(ctx, ledger.Config{
 		Path: config.Ledger.Path, URL: config.Ledger.Url, ListenURL: config.Ledger.ListenUrl,
 		Replica: uuid.NewString(), Logger: log, Retention: ledger.Retention{Final: config.Ledger.Retention.AsDuration()},
@@ -81,72 +86,19 @@ func serve(ctx context.Context, flags serveFlags, out io.Writer) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, l.Close()) }()
-	server, closeClients, err := newServer(ctx, config, l, log)
+	live, err := newLive(ctx, flags, config, l, level, log)
 	if err != nil {
 		return err
 	}
-	defer closeClients()
+	defer live.close()
 	if box != nil {
-		box.welcome(out, server)
+		box.welcome(out, live.server)
 	} else {
-		fmt.Fprintf(out, "gRPC %s\nREST http://%s\n", server.GRPCAddr(), server.HTTPAddr())
+		fmt.Fprintf(out, "gRPC %s\nREST %s\n", live.server.GRPCAddr(), live.restURL())
+		stop := live.follow(ctx)
+		defer stop()
 	}
-	return server.Run(ctx)
-}
-
-// newServer makes the companies of the configuration and the server that sends for them.
-func newServer(ctx context.Context, config *configv1.Config, l *ledger.Ledger, log *slog.Logger) (*service.Server, func(), error) {
-	var clients []*jelou.Client
-	closeClients := func() {
-		for _, c := range clients {
-			c.Close()
-		}
-	}
-	bots := map[string]*dispatch.Company{}
-	for _, c := range config.Companies {
-		company, err := newCompany(ctx, c, l)
-		if err != nil {
-			closeClients()
-			return nil, nil, fmt.Errorf("company %s: %w", c.Id, err)
-		}
-		clients = append(clients, company.Client)
-		for _, bot := range c.Bots {
-			bots[bot] = company
-		}
-	}
-	callers, err := caller.NewSource(ctx, log).Load(config.Callers, config.Authentication)
-	if err != nil {
-		closeClients()
-		return nil, nil, err
-	}
-	k, err := newKeys(config.Listen.Tls)
-	if err != nil {
-		closeClients()
-		return nil, nil, err
-	}
-	server, err := service.New(service.Config{
-		GRPCAddress: config.Listen.Grpc, HTTPAddress: config.Listen.Http, TLS: k.config(),
-		Connections: service.Connections{
-			Most: int(config.Listen.MaxConnections), Age: config.Listen.MaxConnectionAge.AsDuration(),
-			Grace: config.Listen.MaxConnectionAgeGrace.AsDuration(), Keepalive: config.Listen.Keepalive.AsDuration(),
-		},
-		Ledger: l, Settings: settingsOf(config, bots, callers), Logger: log,
-	})
-	if err != nil {
-		closeClients()
-		return nil, nil, err
-	}
-	return server, closeClients, nil
-}
-
-// settingsOf is what may change while the server runs.
-func settingsOf(config *configv1.Config, bots map[string]*dispatch.Company, callers *caller.Set) service.Settings {
-	return service.Settings{
-		Bots: bots, Callers: callers, DrainTimeout: config.Shutdown.GetDrainTimeout().AsDuration(),
-		Bounds: service.Bounds{
-			Company: int64(config.Bounds.GetCompanyWaiting()), Lane: int64(config.Bounds.GetLaneWaiting()), Caller: int64(config.Bounds.GetCallerWaiting()),
-		},
-	}
+	return live.server.Run(ctx)
 }
 
 var evidence = map[configv1.Company_Evidence]pace.Evidence{
@@ -163,32 +115,4 @@ func paceOf(c *configv1.Company) (pace.Config, error) {
 		return rule, errors.New("evidence: must be REPLY with proxy_url: the acknowledgements would be the proxy's, and not Jelou's")
 	}
 	return rule, rule.Validate()
-}
-
-func newCompany(ctx context.Context, c *configv1.Company, l *ledger.Ledger) (*dispatch.Company, error) {
-	rule, err := paceOf(c)
-	if err != nil {
-		return nil, err
-	}
-	// Read for every request: a credential that was changed holds from the next one on.
-	credential := func() (string, string, error) { return readCredential(c) }
-	if _, _, err := credential(); err != nil {
-		return nil, err
-	}
-	client, err := jelou.New(jelou.Config{
-		BaseURL: c.BaseUrl, NotificationPath: c.NotificationPath, ProxyURL: c.ProxyUrl, AttemptTimeout: c.AttemptTimeout.AsDuration(),
-		Credential: credential,
-	})
-	if err != nil {
-		return nil, err
-	}
-	id, err := l.Company(ctx, c.Id)
-	if err != nil {
-		client.Close()
-		return nil, err
-	}
-	return &dispatch.Company{
-		ID: id, Name: c.Id, Client: client, Pace: rule, Credential: credential,
-		AttemptTimeout: c.AttemptTimeout.AsDuration(), RecipientInterval: c.RecipientInterval.AsDuration(),
-	}, nil
 }

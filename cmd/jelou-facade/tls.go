@@ -19,13 +19,26 @@ func newKeys(c *configv1.Tls) (*keys, error) {
 	if c == nil {
 		return nil, nil
 	}
-	t, err := readTLS(c)
-	if err != nil {
-		return nil, err
-	}
 	k := &keys{}
-	k.inForce.Store(t)
-	return k, nil
+	return k, k.read(c)
+}
+
+// read puts the files of a configuration in force, or leaves what is.
+func (k *keys) read(c *configv1.Tls) error {
+	if k == nil {
+		return nil
+	}
+	t, err := readTLS(c)
+	if err == nil {
+		k.set(t)
+	}
+	return err
+}
+
+func (k *keys) set(t *tls.Config) {
+	if k != nil {
+		k.inForce.Store(t)
+	}
 }
 
 // config is what the listeners take; nil without TLS.

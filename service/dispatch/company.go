@@ -89,7 +89,7 @@ func (c *company) set(co *Company) {
 // attemptTimeout is AttemptTimeout or its default.
 func (c *Company) attemptTimeout() time.Duration {
 	if c.AttemptTimeout == 0 {
-		return defaultAttemptTimeout
+		return DefaultAttemptTimeout
 	}
 	return c.AttemptTimeout
 }

@@ -53,7 +53,8 @@ type Config struct {
 }
 
 const (
-	defaultAttemptTimeout = 10 * time.Second
+	// DefaultAttemptTimeout is a Company's AttemptTimeout that is zero.
+	DefaultAttemptTimeout = 10 * time.Second
 	// leaseGrace is what a send's lease is longer than an attempt: for the settle, and for a process that was stopped for
 	// a moment. The slot does not wait for it.
 	leaseGrace = 5 * time.Second
