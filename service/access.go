@@ -2,6 +2,7 @@ package service
 
 import (
 	"context"
+	"slices"
 
 	facadev1 "github.com/jelou-facade/jelou-facade/gen/jelou/facade/v1"
 	"github.com/jelou-facade/jelou-facade/service/caller"
@@ -90,4 +91,31 @@ func (s *core) visibleBatch(ctx context.Context, id ledger.QueueID) (ledger.Batc
 		return ledger.Batch{}, ledger.ErrNotFound
 	}
 	return b, err
+}
+
+// ownNotifications are those of Jelou's notifications of a bot that the caller may know of.
+func (s *core) ownNotifications(ctx context.Context, botID string, ids []string) (map[string]bool, error) {
+	company, err := s.companyOf(ctx, botID)
+	if err != nil {
+		return nil, err
+	}
+	c := callerOf(ctx)
+	if !c.Admin() {
+		return s.ledger.OwnNotifications(ctx, company.ID, botID, c.Name(), ids)
+	}
+	all := map[string]bool{}
+	for _, id := range ids {
+		all[id] = true
+	}
+	return all, nil
+}
+
+// visibleNotifications leaves out of a list what the caller may not know of.
+func (s *core) visibleNotifications(ctx context.Context, botID string, all []*facadev1.Notification) ([]*facadev1.Notification, error) {
+	ids := make([]string, len(all))
+	for i, n := range all {
+		ids[i] = n.NotificationId
+	}
+	own, err := s.ownNotifications(ctx, botID, ids)
+	return slices.DeleteFunc(all, func(n *facadev1.Notification) bool { return !own[n.NotificationId] }), err
 }

@@ -27,8 +27,15 @@ func (s *notificationServer) SendNotification(ctx context.Context, r *facadev1.S
 
 // GetNotification reads Jelou's record of one notification.
 func (s *notificationServer) GetNotification(ctx context.Context, r *facadev1.GetNotificationRequest) (*facadev1.GetNotificationResponse, error) {
+	own, err := s.ownNotifications(ctx, r.BotId, []string{r.NotificationId})
+	if err != nil {
+		return nil, err
+	}
+	if !own[r.NotificationId] {
+		return nil, newFault(facadev1.ErrorReason_RESOURCE_NOT_FOUND, "no such notification, or not of a send of this caller's that is still kept")
+	}
 	var found *facadev1.Notification
-	err := s.read(ctx, r.BotId, func(ctx context.Context, client *jelou.Client) (timing jelou.Timing, err error) {
+	err = s.read(ctx, r.BotId, func(ctx context.Context, client *jelou.Client) (timing jelou.Timing, err error) {
 		found, timing, err = client.GetNotification(ctx, r.BotId, r.NotificationId)
 		return timing, err
 	})
@@ -59,7 +66,13 @@ func (s *notificationServer) ListNotifications(ctx context.Context, r *facadev1.
 	if err != nil {
 		return nil, err
 	}
-	response := &facadev1.ListNotificationsResponse{Notifications: list.Notifications, TotalSize: int32(list.Total)}
+	response := &facadev1.ListNotificationsResponse{TotalSize: int32(list.Total)}
+	if response.Notifications, err = s.visibleNotifications(ctx, r.BotId, list.Notifications); err != nil {
+		return nil, err
+	}
+	if !callerOf(ctx).Admin() {
+		response.TotalSize = 0 // how many others have is not this caller's business
+	}
 	if list.Next != 0 {
 		response.NextPageToken = pageToken(r, strconv.Itoa(list.Next))
 	}

@@ -28,6 +28,9 @@ func (d *Dispatcher) settlement(c *company, send ledger.Send, result *jelou.Resu
 	s := ledger.Settlement{ID: send.ID, Claim: send.Claim}
 	if e == nil {
 		s.State, s.Result = ledger.Sent, d.config.Result(result)
+		for _, n := range result.Notifications {
+			s.Notifications = append(s.Notifications, n.NotificationId)
+		}
 		return s
 	}
 	s.State, s.Reason, s.Result = ledger.Failed, e.Reason.String(), d.config.Error(e)

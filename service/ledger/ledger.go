@@ -221,6 +221,9 @@ type Settlement struct {
 	Reason string
 	Result []byte
 
+	// Notifications are Jelou's ids of what a Sent one made there, for OwnNotifications.
+	Notifications []string
+
 	// For Pending: Backoff keeps it from being claimed for so long, AfterLease at least until its lease has
 	// ended, Uncounted takes the attempt back.
 	Backoff    time.Duration

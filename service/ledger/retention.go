@@ -45,6 +45,9 @@ func (l *Ledger) Retain(ctx context.Context, keep Retention, limit int) (deleted
 	if err != nil {
 		return deleted, false, err
 	}
+	if err := l.retainNotifications(ctx, final); err != nil {
+		return deleted, false, err
+	}
 	fromBatches, moreBatches, err := l.retainBatches(ctx, final, unknown, limit)
 	return deleted + fromBatches, looked == limit || moreBatches, err
 }

@@ -56,6 +56,9 @@ func (g *ground) settle(r *record, s *Settlement) (bool, error) {
 	}
 	switch s.State {
 	case Sent, Failed, Unknown:
+		if s.State == Sent {
+			g.keepNotifications(r, s.Notifications)
+		}
 		g.finish(r, s.State, s.Reason, s.Result)
 	case Pending:
 		if s.Uncounted {

@@ -35,11 +35,13 @@ type NotificationServiceClient interface {
 	//
 	// Errors as MessageService.SendMessage, and INVALID_ARGUMENT TEMPLATE_NOT_FOUND or NOTIFICATION_COULD_NOT_BE_SEND.
 	SendNotification(ctx context.Context, in *SendNotificationRequest, opts ...grpc.CallOption) (*SendNotificationResponse, error)
-	// Reads Jelou's record of one notification.
+	// Reads Jelou's record of one notification. A caller that is no admin reads those of its own sends, as long as the sends are
+	// kept.
 	//
 	// Errors: NOT_FOUND RESOURCE_NOT_FOUND or BOT_NOT_FOUND, RESOURCE_EXHAUSTED WOULD_MISS_DEADLINE.
 	GetNotification(ctx context.Context, in *GetNotificationRequest, opts ...grpc.CallOption) (*GetNotificationResponse, error)
-	// Lists Jelou's records of a bot's notifications; filters are joined by AND.
+	// Lists Jelou's records of a bot's notifications; filters are joined by AND. A caller that is no admin sees those of its own
+	// sends, as long as the sends are kept: a page may then have fewer, or none, and still not be the last.
 	//
 	// Errors: INVALID_ARGUMENT INVALID_FIELD for a page_token of other filters, RESOURCE_EXHAUSTED WOULD_MISS_DEADLINE.
 	ListNotifications(ctx context.Context, in *ListNotificationsRequest, opts ...grpc.CallOption) (*ListNotificationsResponse, error)
@@ -94,11 +96,13 @@ type NotificationServiceServer interface {
 	//
 	// Errors as MessageService.SendMessage, and INVALID_ARGUMENT TEMPLATE_NOT_FOUND or NOTIFICATION_COULD_NOT_BE_SEND.
 	SendNotification(context.Context, *SendNotificationRequest) (*SendNotificationResponse, error)
-	// Reads Jelou's record of one notification.
+	// Reads Jelou's record of one notification. A caller that is no admin reads those of its own sends, as long as the sends are
+	// kept.
 	//
 	// Errors: NOT_FOUND RESOURCE_NOT_FOUND or BOT_NOT_FOUND, RESOURCE_EXHAUSTED WOULD_MISS_DEADLINE.
 	GetNotification(context.Context, *GetNotificationRequest) (*GetNotificationResponse, error)
-	// Lists Jelou's records of a bot's notifications; filters are joined by AND.
+	// Lists Jelou's records of a bot's notifications; filters are joined by AND. A caller that is no admin sees those of its own
+	// sends, as long as the sends are kept: a page may then have fewer, or none, and still not be the last.
 	//
 	// Errors: INVALID_ARGUMENT INVALID_FIELD for a page_token of other filters, RESOURCE_EXHAUSTED WOULD_MISS_DEADLINE.
 	ListNotifications(context.Context, *ListNotificationsRequest) (*ListNotificationsResponse, error)
