@@ -132,12 +132,14 @@ func (s *Source) limiter(config *configv1.Caller) *rate.Limiter {
 		return nil
 	}
 	l := s.rates[config.Name]
-	if l == nil {
+	switch {
+	case l == nil:
 		l = rate.NewLimiter(rate.Limit(n), n)
 		s.rates[config.Name] = l
+	case l.Burst() != n:
+		l.SetLimit(rate.Limit(n))
+		l.SetBurst(n)
 	}
-	l.SetLimit(rate.Limit(n))
-	l.SetBurst(n)
 	return l
 }
 
