@@ -12,8 +12,6 @@ const (
 	// useEvery is how often the use of the allowance is noted, useFor over what time it is told.
 	useEvery = 10 * time.Second
 	useFor   = time.Minute
-	// capacityKept is how old what a caller is told may be.
-	capacityKept = 250 * time.Millisecond
 )
 
 // usage is how many claims were ever made, at a moment.
@@ -41,7 +39,7 @@ type LaneCapacity struct {
 // Capacity tells how much a company can send now, and how long the caller would wait.
 func (d *Dispatcher) Capacity(ctx context.Context, companyID int64, caller string) (Capacity, error) {
 	c := d.all()[companyID]
-	if err := d.freshen(ctx, c, capacityKept); err != nil {
+	if err := d.freshen(ctx, c); err != nil {
 		return Capacity{}, err
 	}
 	c.mu.Lock()

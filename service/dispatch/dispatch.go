@@ -68,8 +68,6 @@ const (
 	claimers = 4
 	// maxGlances is how many companies are looked at in one statement.
 	maxGlances = 500
-	// maxCounting is how many companies may wait to be counted; who is not among them is asked for again.
-	maxCounting = 1000
 )
 
 // Dispatcher claims, sends and settles for all companies of this process.
@@ -80,8 +78,8 @@ type Dispatcher struct {
 	agenda    *agenda
 	clock     *clock
 	check     *SelfCheck
-	replicas  atomic.Int64 // alive, this one among them
-	counting  chan *company
+	replicas  atomic.Int64   // alive, this one among them
+	counting  chan struct{}  // a place for each that counts a line
 	work      sync.WaitGroup // attempts, and what else must not be cut
 	stopping  atomic.Bool
 
@@ -92,7 +90,7 @@ type Dispatcher struct {
 // New returns a Dispatcher that does nothing before Run.
 func New(c Config) *Dispatcher {
 	d := &Dispatcher{
-		config: c, log: c.Logger, agenda: newAgenda(), clock: newClock(), counting: make(chan *company, maxCounting),
+		config: c, log: c.Logger, agenda: newAgenda(), clock: newClock(), counting: make(chan struct{}, counters),
 	}
 	if d.log == nil {
 		d.log = slog.New(slog.DiscardHandler)
@@ -115,7 +113,7 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 	work := context.WithoutCancel(ctx)
 	d.begin(ctx)
 	var running sync.WaitGroup
-	for _, run := range []func(context.Context){d.glanceDue, d.watchWakes, d.watchReplicas, d.count, d.watchCredentials, d.sampleUse} {
+	for _, run := range []func(context.Context){d.glanceDue, d.watchWakes, d.watchReplicas, d.watchCredentials, d.sampleUse} {
 		running.Go(func() { run(ctx) })
 	}
 	for range claimers {

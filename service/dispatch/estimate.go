@@ -10,15 +10,16 @@ import (
 )
 
 const (
-	// lineKept is for how long a count of what waits is as good as new; after it, it is counted again in the background.
+	// lineKept is for how long a count of what waits is as good as new; after it, whoever asks counts again.
 	lineKept = 50 * time.Millisecond
-	// lineStale is when whoever asks waits for a new count.
+	// lineStale is for how long a count will do while others are counted.
 	lineStale = 2 * time.Second
 	// lineIdle is the same as lineKept for a company in which nothing waits.
 	lineIdle = time.Second
 	// addTakes is how long an add may take to be seen by a count.
 	addTakes = 20 * time.Millisecond
-	// countPart of its time is what counting may use of a connection.
+	// counters may count at once, each for one in countPart of its time: estimates must not slow down what they estimate.
+	counters  = 4
 	countPart = 5
 )
 
@@ -32,8 +33,8 @@ type share struct {
 // other replicas do is seen by the next count.
 type line struct {
 	counted ledger.Line
-	at      time.Time // when that was; zero for never
-	wanted  bool      // it is about to be counted again
+	at      time.Time   // when that was; zero for never
+	budget  pace.Budget // as it was then
 	since   map[share]int64
 	recent  []addition
 }
@@ -66,6 +67,9 @@ func (l *line) set(began time.Time, counted ledger.Line) {
 		return
 	}
 	l.counted, l.at, l.since = counted, began, nil
+	if l.budget.UnmarshalBinary(counted.Pace) != nil {
+		l.budget = pace.Budget{}
+	}
 	l.recent = slices.DeleteFunc(l.recent, func(a addition) bool { return a.at.Before(began.Add(-addTakes)) })
 	for _, a := range l.recent {
 		l.move(a.share, a.n)
@@ -175,7 +179,7 @@ func (d *Dispatcher) Admit(ctx context.Context, companyID int64, lane ledger.Lan
 	if !found {
 		return 0, true, nil
 	}
-	if err := d.freshen(ctx, c, lineStale); err != nil {
+	if err := d.freshen(ctx, c); err != nil {
 		return 0, false, err
 	}
 	c.mu.Lock()
@@ -199,7 +203,7 @@ func (d *Dispatcher) estimate(ctx context.Context, companyID int64, p place) (ti
 	if !ok {
 		return 0, nil
 	}
-	if err := d.freshen(ctx, c, lineStale); err != nil {
+	if err := d.freshen(ctx, c); err != nil {
 		return 0, err
 	}
 	c.mu.Lock()
@@ -211,6 +215,9 @@ func (d *Dispatcher) estimate(ctx context.Context, companyID int64, p place) (ti
 func (c *company) startsIn(p place) time.Duration {
 	now := c.clock.now()
 	b := c.budget.Clone()
+	if c.line.counted.ClaimNo > c.claimNo { // somebody else has claimed meanwhile
+		b = c.line.budget.Clone()
+	}
 	at := b.Estimate(c.rule, now, pace.Lane(p.lane), c.line.backlog(p))
 	if at == pace.Never {
 		return forever
@@ -221,35 +228,42 @@ func (c *company) startsIn(p place) time.Duration {
 // forever is a wait that somebody has to end.
 const forever = 100 * 365 * 24 * time.Hour
 
-// freshen has the line counted: in the background when it is no longer as good as new, and at once when it is older
-// than most.
-func (d *Dispatcher) freshen(ctx context.Context, c *company, most time.Duration) error {
-	c.mu.Lock()
-	age, never, idle := time.Since(c.line.at), c.line.at.IsZero(), c.waits == pace.Lanes{} && c.line.empty()
-	keep := lineKept
-	if idle {
-		keep = lineIdle // what is added meanwhile is known
-	}
-	if !never && age > keep && !c.line.wanted {
-		select {
-		case d.counting <- c:
-			c.line.wanted = true
-		default: // others are counted first
-		}
-	}
-	c.mu.Unlock()
-	if !never && (age <= most || idle && most >= lineStale) {
+// freshen has the line counted when it is no longer as good as new. While too many are counted, an older count will do, up
+// to a bound.
+func (d *Dispatcher) freshen(ctx context.Context, c *company) error {
+	fresh, usable := c.lineAge()
+	if fresh {
 		return nil
+	}
+	select {
+	case d.counting <- struct{}{}:
+		began := time.Now()
+		defer func() { time.AfterFunc((countPart-1)*time.Since(began), func() { <-d.counting }) }()
+	default:
+		if usable {
+			return nil
+		}
 	}
 	c.counting.Lock() // so that those who come together count once
 	defer c.counting.Unlock()
-	c.mu.Lock()
-	age = time.Since(c.line.at)
-	c.mu.Unlock()
-	if age <= most {
+	if fresh, _ = c.lineAge(); fresh {
 		return nil
 	}
 	return d.recount(ctx, c)
+}
+
+// lineAge reports whether the count of what waits is as good as new, and whether it will do.
+func (c *company) lineAge() (fresh, usable bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.line.at.IsZero() {
+		return false, false
+	}
+	age, keep := time.Since(c.line.at), lineKept
+	if (c.waits == pace.Lanes{}) && c.line.empty() {
+		keep = lineIdle // what is added meanwhile is known
+	}
+	return age <= keep, age <= lineStale
 }
 
 func (d *Dispatcher) recount(ctx context.Context, c *company) error {
@@ -257,30 +271,11 @@ func (d *Dispatcher) recount(ctx context.Context, c *company) error {
 	counted, err := d.config.Ledger.Count(ctx, c.ID)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.line.wanted = false
 	if err != nil {
 		return err
 	}
 	c.line.set(began, counted)
 	return nil
-}
-
-// count counts in the background what waits, one company after the other.
-func (d *Dispatcher) count(ctx context.Context) {
-	for {
-		select {
-		case c := <-d.counting:
-			began := time.Now()
-			_ = d.recount(ctx, c) // who needs it counts for himself
-			select {
-			case <-time.After((countPart - 1) * time.Since(began)):
-			case <-ctx.Done():
-				return
-			}
-		case <-ctx.Done():
-			return
-		}
-	}
 }
 
 // Added notes that this process is about to store sends, so that the next estimate knows of them before they are counted; or,
@@ -299,7 +294,7 @@ func (d *Dispatcher) Waiting(ctx context.Context, companyID int64, lane ledger.L
 	if c == nil {
 		return 0, 0, 0, nil
 	}
-	if err := d.freshen(ctx, c, lineStale); err != nil {
+	if err := d.freshen(ctx, c); err != nil {
 		return 0, 0, 0, err
 	}
 	c.mu.Lock()

@@ -14,6 +14,8 @@ const addedScheduled = `(SELECT CAST(COALESCE(sum(t.scheduled), 0) AS BIGINT) FR
 
 // Line is what waits in a company, as it stands in line. It is as old as the moment it was read.
 type Line struct {
+	ClaimNo int64           // of the latest claim
+	Pace    []byte          // as stored
 	Virtual [Bulk + 1]int64 // of the callers' shares, by lane
 	Shares  []ShareLine
 }
@@ -46,7 +48,9 @@ type QueueLine struct {
 func (l *Ledger) Count(ctx context.Context, company int64) (Line, error) {
 	var line Line
 	var virtual [Bulk + 1]int64
-	err := l.query(ctx, `SELECT c.urgent_virtual, c.normal_virtual, c.bulk_virtual, x.lane, x.caller, x.start_tag, x.weight, x.queue_virtual, x.served,
+	var claimNo int64
+	var stored []byte
+	err := l.query(ctx, `SELECT c.claim_no, c.pace, c.urgent_virtual, c.normal_virtual, c.bulk_virtual, x.lane, x.caller, x.start_tag, x.weight, x.queue_virtual, x.served,
 			COALESCE(w.id, 0), COALESCE(w.start_tag, 0), COALESCE(w.batch, 0), COALESCE(w.added, 0),
 			CASE WHEN w.state = 'open' THEN w.added - w.done - w.sending - w.scheduled ELSE 0 END,
 			CASE WHEN w.state = 'paused' THEN w.added - w.done - w.sending - w.scheduled ELSE 0 END,
@@ -59,12 +63,12 @@ func (l *Ledger) Count(ctx context.Context, company int64) (Line, error) {
 		WHERE c.id = $1 ORDER BY x.lane, x.caller, w.id`, func(scan scanFunc) error {
 		var s ShareLine
 		var q QueueLine
-		err := scan(&virtual[Urgent], &virtual[Normal], &virtual[Bulk], &s.Lane, &s.Caller, &s.Tag.Start, &s.Tag.Weight, &s.Virtual, &s.Served,
+		err := scan(&claimNo, &stored, &virtual[Urgent], &virtual[Normal], &virtual[Bulk], &s.Lane, &s.Caller, &s.Tag.Start, &s.Tag.Weight, &s.Virtual, &s.Served,
 			&q.Queue, &q.Start, flag{&q.Batch}, &q.Added, &q.Waiting, &q.Paused, &q.Scheduled, &q.Sending)
 		line.add(s, q)
 		return err
 	}, company)
-	line.Virtual = virtual
+	line.ClaimNo, line.Pace, line.Virtual = claimNo, stored, virtual
 	return line, err
 }
 
