@@ -31,7 +31,7 @@ func (s *batchServer) CreateBatch(ctx context.Context, r *facadev1.CreateBatchRe
 	if r.ValidateOnly && r.Spec.RequestId != "" {
 		return nil, invalidField("spec.request_id", "must be empty with validate_only: nothing is stored that it could name")
 	}
-	new.Hash = batchHash(r.Spec, r.Items)
+	new.Hash, new.HashVersion = s.keys.Digest(hashVersion, batchHash(r.Spec, r.Items))
 	sends := make([]ledger.NewSend, len(r.Items))
 	for i, item := range r.Items {
 		if item.Sequence != 0 && int(item.Sequence) != i+1 {
@@ -97,9 +97,10 @@ func (s *batchServer) newBatch(ctx context.Context, spec *facadev1.BatchSpec) (l
 	if _, err := future("spec.options.schedule_time", spec.Options.GetScheduleTime(), now); err != nil {
 		return ledger.NewBatch{}, err
 	}
+	hash, version := s.keys.Digest(hashVersion, batchHash(spec, nil))
 	return ledger.NewBatch{
 		Company: company.ID, Lane: ledger.Lane(lane), Caller: c.Name(), Weight: c.Weight(), Bot: spec.BotId,
-		RequestID: spec.RequestId, Hash: batchHash(spec, nil), HashVersion: hashVersion,
+		RequestID: spec.RequestId, Hash: hash, HashVersion: version,
 		Labels: labels, Spec: mustMarshal(spec), Paused: spec.Paused,
 	}, nil
 }
@@ -126,7 +127,7 @@ func (s *batchServer) newItem(ctx context.Context, b ledger.NewBatch, spec *faca
 		return ledger.NewSend{}, invalidField("options.lane", "is the batch's; leave it out of the item")
 	}
 	options := withDefaults(item.GetOptions(), spec.GetOptions())
-	send, err := newSend(ctx, b.Company, b.Bot, n, options, facadev1.SendOptions_Lane(b.Lane))
+	send, err := s.newSend(ctx, b.Company, b.Bot, n, options, facadev1.SendOptions_Lane(b.Lane))
 	send.RequestID, send.Pos = item.RequestId, pos
 	if send.ExpireAt == 0 {
 		send.ExpireAt = time.Now().Add(maxAhead).UnixMicro()
@@ -175,9 +176,9 @@ func (s *core) addItems(ctx context.Context, sends []ledger.NewSend) error {
 }
 
 // failedItem is an item that takes its number and has its result already; its content is not kept.
-func failedItem(n ledger.NewSend, f *fault) ledger.NewSend {
+func (s *core) failedItem(n ledger.NewSend, f *fault) ledger.NewSend {
 	n.RequestID, n.Body, n.DueAt, n.ExpireAt = "", nil, 0, 0
-	n.Final = &ledger.Final{Reason: f.reason.String(), Result: mustMarshal(&facadev1.Send{Error: f.GRPCStatus().Proto()})}
+	n.Final = &ledger.Final{Reason: f.reason.String(), Result: s.sealedResult(&facadev1.Send{Error: f.GRPCStatus().Proto()})}
 	return n
 }
 
@@ -272,7 +273,7 @@ func (s *batchServer) ReplayBatch(ctx context.Context, r *facadev1.ReplayBatchRe
 	new.Caller = source.Caller // also where an admin asks: it stays with whose sends these are
 	request := proto.CloneOf(r)
 	request.RequestId = ""
-	new.Hash = messageHash(request.ProtoReflect())
+	new.Hash, new.HashVersion = s.keys.Digest(hashVersion, messageHash(request.ProtoReflect()))
 	replay := ledger.NewReplay{NewBatch: new, Source: id, Reasons: r.ErrorReasons, ExpireAt: microsOf(r.ExpireTime)}
 	if replay.ExpireAt == 0 {
 		replay.ExpireIn = maxAhead

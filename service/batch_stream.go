@@ -326,10 +326,9 @@ func (u *uploading) item(ctx context.Context, item *facadev1.BatchItem) (*receiv
 	}
 	send, err := u.checkedItem(ctx, item, seq)
 	if err != nil {
-		send = failedItem(ledger.NewSend{
-			Company: u.new.Company, Lane: u.new.Lane, Caller: callerOf(ctx).Name(), Bot: u.new.Bot, Kind: kindOf(item), Pos: seq,
-			Hash: contentHash(u.new.Bot, item), HashVersion: hashVersion,
-		}, itemFault(err))
+		bad := ledger.NewSend{Company: u.new.Company, Lane: u.new.Lane, Caller: callerOf(ctx).Name(), Bot: u.new.Bot, Kind: kindOf(item), Pos: seq}
+		bad.Hash, bad.HashVersion = u.keys.Digest(hashVersion, contentHash(u.new.Bot, item))
+		send = u.failedItem(bad, itemFault(err))
 	}
 	send.Queue, send.Uploader = u.batch.ID.Queue, u.uploader
 	if seq == u.next {

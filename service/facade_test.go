@@ -3,6 +3,7 @@ package service_test
 import (
 	"bytes"
 	"context"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -10,12 +11,14 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"google.golang.org/genproto/googleapis/api/annotations"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
@@ -34,6 +37,7 @@ import (
 	"github.com/jelou-facade/jelou-facade/service/dispatch"
 	"github.com/jelou-facade/jelou-facade/service/jelou"
 	"github.com/jelou-facade/jelou-facade/service/jelousim"
+	"github.com/jelou-facade/jelou-facade/service/keyring"
 	"github.com/jelou-facade/jelou-facade/service/ledger"
 	"github.com/jelou-facade/jelou-facade/service/pace"
 )
@@ -94,8 +98,12 @@ func newFacade(t *testing.T, change func(*setup)) *facade {
 	id, err := f.ledger.Company(ctx, "sandbox")
 	f.must(err)
 	company := &dispatch.Company{ID: id, Name: "sandbox", Client: client, Pace: s.pace, AttemptTimeout: 2 * time.Second}
+	keyFile := filepath.Join(t.TempDir(), "ledger.key")
+	f.must(os.WriteFile(keyFile, []byte(keyring.New()), 0o600))
+	keys, err := keyring.Load(keyFile)
+	f.must(err)
 	server, err := service.New(service.Config{
-		GRPCAddress: "127.0.0.1:0", HTTPAddress: "127.0.0.1:0", Ledger: f.ledger, Connections: s.connections, Logger: log,
+		GRPCAddress: "127.0.0.1:0", HTTPAddress: "127.0.0.1:0", Ledger: f.ledger, Connections: s.connections, Keys: keys, Logger: log,
 		Settings: service.Settings{
 			Bots:   map[string]*dispatch.Company{"demo": company, "disabled": company, "+593900000000": company},
 			Bounds: s.bounds, DrainTimeout: 3 * time.Second,
@@ -113,13 +121,45 @@ func newFacade(t *testing.T, change func(*setup)) *facade {
 		f.checkInvariants()
 		f.must(f.ledger.Close())
 		client.Close()
+		stored := storedText(f, s.ledger)
 		for _, private := range []string{openUser, "593987654321", "Su pedido", "número", "Lucía", s.secret} {
 			if strings.Contains(f.logs.String(), private) {
 				f.Errorf("the log has %q", private)
 			}
+			if strings.Contains(stored, private) || strings.Contains(stored, hex.EncodeToString([]byte(private))) {
+				f.Errorf("the database has %q", private)
+			}
 		}
 	})
 	return f
+}
+
+// storedText is all that the database keeps: SQLite's files as they are, PostgreSQL's rows with bytes in hexadecimal.
+func storedText(f *facade, c ledger.Config) string {
+	f.Helper()
+	var all strings.Builder
+	if c.Path != "" {
+		files, err := filepath.Glob(c.Path + "*")
+		f.must(err)
+		for _, name := range files {
+			data, err := os.ReadFile(name)
+			f.must(err)
+			all.Write(data)
+		}
+		return all.String()
+	}
+	ctx := context.Background()
+	db, err := pgx.Connect(ctx, c.URL)
+	f.must(err)
+	defer db.Close(ctx)
+	for _, table := range []string{"send", "queue", "gap", "share", "company"} {
+		rows, err := db.Query(ctx, "SELECT t::text FROM "+table+" t")
+		f.must(err)
+		lines, err := pgx.CollectRows(rows, pgx.RowTo[string])
+		f.must(err)
+		all.WriteString(strings.Join(lines, "\n"))
+	}
+	return all.String()
 }
 
 func (f *facade) must(err error) {

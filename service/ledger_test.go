@@ -35,7 +35,7 @@ func TestLedgerHeld(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := l.Add(ctx, []ledger.NewSend{{Company: company, Lane: ledger.Normal, Caller: "anonymous", Bot: "demo", Recipient: openUser, Kind: "text"}}); err != nil {
+		if _, err := l.Add(ctx, []ledger.NewSend{{Company: company, Lane: ledger.Normal, Caller: "anonymous", Bot: "demo", Recipient: "pseudonym", Kind: "text"}}); err != nil {
 			t.Fatal(err)
 		}
 		if err := l.Close(); err != nil {

@@ -17,6 +17,7 @@ import (
 
 	facadev1 "github.com/jelou-facade/jelou-facade/gen/jelou/facade/v1"
 	"github.com/jelou-facade/jelou-facade/service/jelou"
+	"github.com/jelou-facade/jelou-facade/service/keyring"
 	"github.com/jelou-facade/jelou-facade/service/ledger"
 )
 
@@ -59,13 +60,17 @@ func canonicalCode(httpStatus int) codes.Code {
 
 // storedError is the error of a refused or lost attempt, as it is kept with the send: the same for the caller who
 // waits, for GetSend and for a batch's results.
-func storedError(e *jelou.Error) []byte {
-	return mustMarshal(&facadev1.Send{Error: jelouFault(e).GRPCStatus().Proto()})
+func (s *core) storedError(e *jelou.Error) []byte {
+	return s.sealedResult(&facadev1.Send{Error: jelouFault(e).GRPCStatus().Proto()})
 }
 
 // storedResult is what Jelou answered to an accepted send, as it is kept with it.
-func storedResult(r *jelou.Result) []byte {
-	return mustMarshal(&facadev1.Send{MessageId: r.MessageID, Notifications: r.Notifications, Warnings: r.Warnings})
+func (s *core) storedResult(r *jelou.Result) []byte {
+	return s.sealedResult(&facadev1.Send{MessageId: r.MessageID, Notifications: r.Notifications, Warnings: r.Warnings})
+}
+
+func (s *core) sealedResult(m *facadev1.Send) []byte {
+	return s.keys.Seal(keyring.Result, mustMarshal(m))
 }
 
 // mustMarshal writes a message whose strings are known to be UTF-8.
@@ -114,7 +119,11 @@ var causes = map[string]string{
 func (s *core) toSend(ctx context.Context, row ledger.Send) (*facadev1.Send, error) {
 	send := &facadev1.Send{}
 	if len(row.Result) > 0 {
-		if err := proto.Unmarshal(row.Result, send); err != nil {
+		result, err := s.keys.Open(keyring.Result, row.Result)
+		if err == nil {
+			err = proto.Unmarshal(result, send)
+		}
+		if err != nil {
 			return nil, fmt.Errorf("result of send %s: %w", row.ID, err)
 		}
 	}

@@ -15,6 +15,7 @@ import (
 
 	facadev1 "github.com/jelou-facade/jelou-facade/gen/jelou/facade/v1"
 	"github.com/jelou-facade/jelou-facade/service/jelou"
+	"github.com/jelou-facade/jelou-facade/service/keyring"
 	"github.com/jelou-facade/jelou-facade/service/ledger"
 )
 
@@ -66,7 +67,7 @@ func (s *core) sendOne(ctx context.Context, r single, item *facadev1.BatchItem) 
 	if f != nil {
 		return nil, f
 	}
-	n, err := newSend(ctx, company.ID, r.GetBotId(), item, r.GetOptions(), facadev1.SendOptions_NORMAL)
+	n, err := s.newSend(ctx, company.ID, r.GetBotId(), item, r.GetOptions(), facadev1.SendOptions_NORMAL)
 	if err != nil {
 		return nil, err
 	}
@@ -123,7 +124,7 @@ func repeated(ctx context.Context) bool {
 }
 
 // newSend is the row of a normalised item.
-func newSend(ctx context.Context, company int64, botID string, item *facadev1.BatchItem, o *facadev1.SendOptions, lane facadev1.SendOptions_Lane) (ledger.NewSend, error) {
+func (s *core) newSend(ctx context.Context, company int64, botID string, item *facadev1.BatchItem, o *facadev1.SendOptions, lane facadev1.SendOptions_Lane) (ledger.NewSend, error) {
 	body, err := proto.Marshal(&facadev1.BatchItem{UserId: item.UserId, Content: item.Content})
 	if err != nil {
 		return ledger.NewSend{}, err
@@ -137,10 +138,10 @@ func newSend(ctx context.Context, company int64, botID string, item *facadev1.Ba
 	}
 	n := ledger.NewSend{
 		Company: company, Lane: ledger.Lane(lane), Caller: c.Name(), Weight: c.Weight(), DailyLimit: c.DailySends(),
-		Bot: botID, Recipient: recipientOf(item), Kind: kindOf(item), Body: body,
-		Hash: contentHash(botID, item), HashVersion: hashVersion,
+		Bot: botID, Recipient: s.keys.Pseudonym(recipientOf(item)), Kind: kindOf(item), Body: s.keys.Seal(keyring.Body, body),
 		OnUnknown: onUnknown[o.GetOnUnknown()],
 	}
+	n.Hash, n.HashVersion = s.keys.Digest(hashVersion, contentHash(botID, item))
 	if n.Labels, err = labelsOf(o); err != nil {
 		return n, err
 	}

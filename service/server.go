@@ -28,6 +28,7 @@ import (
 	facadev1 "github.com/jelou-facade/jelou-facade/gen/jelou/facade/v1"
 	"github.com/jelou-facade/jelou-facade/service/caller"
 	"github.com/jelou-facade/jelou-facade/service/dispatch"
+	"github.com/jelou-facade/jelou-facade/service/keyring"
 	"github.com/jelou-facade/jelou-facade/service/ledger"
 )
 
@@ -40,6 +41,8 @@ type Config struct {
 	Connections Connections
 
 	Ledger *ledger.Ledger // open; the server runs it, the caller closes it
+	// Keys encrypt what is stored of a send's content; nil stores it as it is.
+	Keys *keyring.Keyring
 	Settings
 
 	// Configuration is what /configz shows: JSON without secrets; nil shows nothing.
@@ -92,6 +95,7 @@ type core struct {
 	ledger   *ledger.Ledger
 	dispatch *dispatch.Dispatcher
 	settings atomic.Pointer[Settings] // in force
+	keys     *keyring.Keyring
 	// validator holds batch items to their rules one by one.
 	validator protovalidate.Validator
 	stopping  chan struct{} // closed when the server begins to stop
@@ -123,10 +127,13 @@ func New(c Config) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{config: c, doors: newDoors(c.Callers), health: health.NewServer()}
-	s.core = &core{ledger: c.Ledger, validator: validator, stopping: make(chan struct{}), streamAge: c.Connections.streams(), dispatch: dispatch.New(dispatch.Config{
+	s.core = &core{ledger: c.Ledger, keys: c.Keys, validator: validator, stopping: make(chan struct{}), streamAge: c.Connections.streams()}
+	s.core.dispatch = dispatch.New(dispatch.Config{
 		Ledger: c.Ledger, Companies: companiesOf(c.Bots),
-		Result: storedResult, Error: storedError, Logger: c.Logger,
-	})}
+		Result: s.core.storedResult, Error: s.core.storedError,
+		Open:   func(body []byte) ([]byte, error) { return c.Keys.Open(keyring.Body, body) },
+		Logger: c.Logger,
+	})
 	s.core.settings.Store(&c.Settings)
 	g := &guard{log: c.Logger, doors: s.doors, validator: validator}
 	s.grpc = newGRPC(c, g)

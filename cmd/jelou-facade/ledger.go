@@ -9,6 +9,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/spf13/cobra"
 
+	"github.com/jelou-facade/jelou-facade/service/keyring"
 	"github.com/jelou-facade/jelou-facade/service/ledger"
 )
 
@@ -17,10 +18,6 @@ func newLedgerCommand() *cobra.Command {
 	command := &cobra.Command{
 		Use:   "ledger",
 		Short: "Look at the ledger, or release one that is held",
-	}
-	command.PersistentFlags().StringVar(&config, "config", "", "configuration `file` of the server")
-	if err := command.MarkPersistentFlagRequired("config"); err != nil {
-		panic(err) // the flag is defined above
 	}
 	status := &cobra.Command{
 		Use:     "status",
@@ -59,8 +56,31 @@ A SQLite ledger can be released while its server is stopped, a PostgreSQL ledger
 		},
 	}
 	release.Flags().StringVar(&unsent, "unsent", "", "what becomes of sends that the ledger calls unsent: `unknown or pending`")
-	command.AddCommand(status, release)
+	for _, c := range []*cobra.Command{status, release} {
+		c.Flags().StringVar(&config, "config", "", "configuration `file` of the server")
+		if err := c.MarkFlagRequired("config"); err != nil {
+			panic(err) // the flag is defined above
+		}
+	}
+	command.AddCommand(status, release, newKeyCommand())
 	return command
+}
+
+func newKeyCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "key",
+		Short: "Print a new key for ledger.encryption_key_file",
+		Long: `Key prints one line for the file that ledger.encryption_key_file names. The first line of the file encrypts what is stored of a
+send's content and recipients, and all lines decrypt. To change the key: add the new line at the end of the file of every
+replica, then move it to the top of all of them; delete the old line once nothing is kept that it encrypted, which is
+ledger.retention after the move, and 30 days more where sends are scheduled. Whoever loses the file loses what waits.`,
+		Example: "  (umask 077; jelou-facade ledger key > ledger.key)",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			_, err := fmt.Fprintln(cmd.OutOrStdout(), keyring.New())
+			return err
+		},
+	}
 }
 
 // withLedger opens the ledger of a configuration file. Opening is the check of where it lives.

@@ -21,6 +21,7 @@ import (
 	"github.com/jelou-facade/jelou-facade/service/caller"
 	"github.com/jelou-facade/jelou-facade/service/dispatch"
 	"github.com/jelou-facade/jelou-facade/service/jelou"
+	"github.com/jelou-facade/jelou-facade/service/keyring"
 	"github.com/jelou-facade/jelou-facade/service/ledger"
 	"github.com/jelou-facade/jelou-facade/service/reload"
 )
@@ -31,7 +32,8 @@ type live struct {
 	ledger   *ledger.Ledger
 	level    *slog.LevelVar
 	log      *slog.Logger
-	keys     *keys // nil without TLS
+	keys     *keys            // nil without TLS
+	content  *keyring.Keyring // nil stores content as it is
 	source   *caller.Source
 	server   *service.Server
 	reloader *reload.Reloader
@@ -72,13 +74,18 @@ func newLive(ctx context.Context, flags serveFlags, config *configv1.Config, l *
 	if v.callers, err = v.source.Load(config.Callers, config.Authentication); err != nil {
 		return nil, err
 	}
+	if file := config.Ledger.EncryptionKeyFile; file != "" {
+		if v.content, err = keyring.Load(file); err != nil {
+			return nil, fmt.Errorf("ledger.encryption_key_file: %w", err)
+		}
+	}
 	v.server, err = service.New(service.Config{
 		GRPCAddress: config.Listen.Grpc, HTTPAddress: config.Listen.Http, TLS: v.keys.config(),
 		Connections: service.Connections{
 			Most: int(config.Listen.MaxConnections), Age: config.Listen.MaxConnectionAge.AsDuration(),
 			Grace: config.Listen.MaxConnectionAgeGrace.AsDuration(), Keepalive: config.Listen.Keepalive.AsDuration(),
 		},
-		Ledger: l, Settings: settingsOf(config, v.companies, v.callers), Logger: log, Configuration: v.configuration,
+		Ledger: l, Keys: v.content, Settings: settingsOf(config, v.companies, v.callers), Logger: log, Configuration: v.configuration,
 	})
 	if err != nil {
 		return nil, err
@@ -133,6 +140,12 @@ func (v *live) parts() []reload.Part {
 			files = append(files, t.ClientCaFile)
 		}
 		parts = append(parts, reload.Part{Name: "TLS keys", Files: files, Secret: true, Apply: v.reloadKeys})
+	}
+	if v.content != nil {
+		parts = append(parts, reload.Part{
+			Name: "encryption keys", Files: []string{v.config.Ledger.EncryptionKeyFile}, Secret: true,
+			Apply: func(context.Context) error { return v.content.Reload() },
+		})
 	}
 	var keySets []string
 	for _, issuer := range v.config.Authentication.GetIssuers() {

@@ -52,13 +52,19 @@ func (d *Dispatcher) request(work context.Context, t turn, send ledger.Send, dea
 			result, failed = nil, lostInside()
 		}
 	}()
+	body, err := d.config.Open(send.Body)
+	if err != nil {
+		// Somebody may put the key back, so the send waits as for a Jelou that cannot be reached.
+		d.log.Error("a stored send cannot be opened", slog.String("send_id", send.ID.String()), slog.Any("error", err))
+		return nil, &jelou.Error{Outcome: jelou.Unreachable, Reason: facadev1.ErrorReason_INTERNAL, Message: "the stored send cannot be opened"}
+	}
 	item := &facadev1.BatchItem{}
-	if err := proto.Unmarshal(send.Body, item); err != nil {
+	if err := proto.Unmarshal(body, item); err != nil {
 		return nil, &jelou.Error{Outcome: jelou.Refused, Reason: facadev1.ErrorReason_INTERNAL, Message: "the stored send cannot be read"}
 	}
 	ctx, stop := d.watchAck(ctx, t.company, send.Claim)
 	defer stop()
-	result, err := t.settings.Client.Send(ctx, send.Bot, item)
+	result, err = t.settings.Client.Send(ctx, send.Bot, item)
 	if err == nil {
 		return result, nil
 	}

@@ -39,7 +39,7 @@ type Company struct {
 	Credential func() (id, secret string, err error)
 }
 
-// Config is what a Dispatcher works with. All fields but Logger are required.
+// Config is what a Dispatcher works with. All fields but Open and Logger are required.
 type Config struct {
 	Ledger    *ledger.Ledger
 	Companies []*Company
@@ -47,6 +47,8 @@ type Config struct {
 	// Result and Error make what is kept with a send of what Jelou answered.
 	Result func(*jelou.Result) []byte
 	Error  func(*jelou.Error) []byte
+	// Open reads a stored body that may be encrypted; nil takes it as it is.
+	Open func([]byte) ([]byte, error)
 
 	// Logger gets states of companies, never what is sent; nil logs nothing.
 	Logger *slog.Logger
@@ -89,6 +91,9 @@ type Dispatcher struct {
 
 // New returns a Dispatcher that does nothing before Run.
 func New(c Config) *Dispatcher {
+	if c.Open == nil {
+		c.Open = func(body []byte) ([]byte, error) { return body, nil }
+	}
 	d := &Dispatcher{
 		config: c, log: c.Logger, agenda: newAgenda(), clock: newClock(), counting: make(chan struct{}, counters),
 	}

@@ -853,9 +853,12 @@ type Ledger struct {
 	// A PostgreSQL URL for LISTEN, where url goes through a pooler that cannot; url when empty.
 	ListenUrl string `protobuf:"bytes,3,opt,name=listen_url,json=listenUrl,proto3" json:"listen_url,omitempty"`
 	// How long a final send is kept, and with it its request_id; 7 days when absent, at least 24 hours.
-	Retention     *durationpb.Duration `protobuf:"bytes,4,opt,name=retention,proto3" json:"retention,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Retention *durationpb.Duration `protobuf:"bytes,4,opt,name=retention,proto3" json:"retention,omitempty"`
+	// A file of keys that encrypt what is stored of a send's content and recipients: a line each, as `jelou-facade ledger key`
+	// prints it; the first one encrypts, all decrypt. All replicas have the same. Nothing is encrypted when empty.
+	EncryptionKeyFile string `protobuf:"bytes,5,opt,name=encryption_key_file,json=encryptionKeyFile,proto3" json:"encryption_key_file,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *Ledger) Reset() {
@@ -914,6 +917,13 @@ func (x *Ledger) GetRetention() *durationpb.Duration {
 		return x.Retention
 	}
 	return nil
+}
+
+func (x *Ledger) GetEncryptionKeyFile() string {
+	if x != nil {
+		return x.EncryptionKeyFile
+	}
+	return ""
 }
 
 // Company is one credential at Jelou: what it owns and how much it may send.
@@ -1482,7 +1492,7 @@ const file_jelou_facade_config_v1_config_proto_rawDesc = "" +
 	"\aVersion\x12\x17\n" +
 	"\x13VERSION_UNSPECIFIED\x10\x00\x12\v\n" +
 	"\aTLS_1_2\x10\x01\x12\v\n" +
-	"\aTLS_1_3\x10\x02\"\x89\x04\n" +
+	"\aTLS_1_3\x10\x02\"\xb9\x04\n" +
 	"\x06Ledger\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x9e\x01\n" +
 	"\x03url\x18\x02 \x01(\tB\x8b\x01\xbaH\x87\x01\xba\x01\x83\x01\n" +
@@ -1490,7 +1500,8 @@ const file_jelou_facade_config_v1_config_proto_rawDesc = "" +
 	"\n" +
 	"listen_url\x18\x03 \x01(\tB\x8b\x01\xbaH\x87\x01\xba\x01\x83\x01\n" +
 	"\x03url\x12*must be a postgres:// or postgresql:// URL\x1aPthis == '' || this.startsWith('postgres://') || this.startsWith('postgresql://')R\tlistenUrl\x12E\n" +
-	"\tretention\x18\x04 \x01(\v2\x19.google.protobuf.DurationB\f\xbaH\t\xaa\x01\x062\x04\b\x80\xa3\x05R\tretention:U\xbaHR\x1aP\n" +
+	"\tretention\x18\x04 \x01(\v2\x19.google.protobuf.DurationB\f\xbaH\t\xaa\x01\x062\x04\b\x80\xa3\x05R\tretention\x12.\n" +
+	"\x13encryption_key_file\x18\x05 \x01(\tR\x11encryptionKeyFile:U\xbaHR\x1aP\n" +
 	"\n" +
 	"ledger.one\x12\x1fpath and url exclude each other\x1a!this.path == '' || this.url == ''\"\xe1\n" +
 	"\n" +
