@@ -73,7 +73,7 @@ func (l *Ledger) openSQLite(ctx context.Context, c Config) error {
 	}
 	// A commit is answered only when it is on the disk (FULL): a power cut loses nothing that was answered.
 	writing, err := newSQLiteConnector(path, "busy_timeout(5000)", "journal_mode(WAL)", "synchronous(FULL)",
-		"journal_size_limit(67108864)", "cache_size(-65536)", "temp_store(MEMORY)")
+		"journal_size_limit(67108864)", "cache_size(-32768)", "temp_store(MEMORY)")
 	if err != nil {
 		return err
 	}
@@ -88,7 +88,7 @@ func (l *Ledger) openSQLite(ctx context.Context, c Config) error {
 	l.write = make(chan *sqliteWriter, 1)
 	l.write <- &sqliteWriter{conn, map[string]*sql.Stmt{}}
 
-	reading, err := newSQLiteConnector(path, "busy_timeout(5000)", "query_only(1)", "cache_size(-8192)", "temp_store(MEMORY)")
+	reading, err := newSQLiteConnector(path, "busy_timeout(5000)", "query_only(1)", "cache_size(-4096)", "temp_store(MEMORY)")
 	if err != nil {
 		return err
 	}
