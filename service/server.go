@@ -85,6 +85,9 @@ const (
 	maxHeaderBytes       = 16 << 10
 	connectionTimeout    = 10 * time.Second
 	headerTimeout        = 5 * time.Second
+	// What clients may send ahead of being read. Windows that grow by themselves grow to megabytes for each uploader.
+	streamWindow     = 128 << 10
+	connectionWindow = 1 << 20
 	idleTimeout          = 2 * time.Minute
 	keepaliveMin         = 10 * time.Second
 	weighAgain           = time.Second
@@ -172,6 +175,7 @@ func newGRPC(c Config, g *guard) *grpc.Server {
 		grpc.UnaryInterceptor(g.Unary), grpc.StreamInterceptor(g.Stream),
 		grpc.ForceServerCodecV2(newCodec()), grpc.MaxRecvMsgSize(maxFrameBytes),
 		grpc.MaxConcurrentStreams(maxConcurrentStreams), grpc.MaxHeaderListSize(maxHeaderBytes),
+		grpc.StaticStreamWindowSize(streamWindow), grpc.StaticConnWindowSize(connectionWindow),
 		grpc.ConnectionTimeout(connectionTimeout), grpc.StatsHandler(connectionTimes{}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveMin, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{
