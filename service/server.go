@@ -88,9 +88,9 @@ const (
 	// What clients may send ahead of being read. Windows that grow by themselves grow to megabytes for each uploader.
 	streamWindow     = 128 << 10
 	connectionWindow = 1 << 20
-	idleTimeout          = 2 * time.Minute
-	keepaliveMin         = 10 * time.Second
-	weighAgain           = time.Second
+	idleTimeout      = 2 * time.Minute
+	keepaliveMin     = 10 * time.Second
+	weighAgain       = time.Second
 )
 
 // core is what the services share.
