@@ -74,7 +74,7 @@ func ahead(counted ledger.Line, p place) int {
 }
 
 // TestBacklog: what is said to go before a place is what goes before it when it is served. Shares that joined late are
-// counted as if they had joined by now, which may be wrong by one each.
+// counted as if they had joined by now, which may be wrong by one each, and by what others get in its time.
 func TestBacklog(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		l := line{counted: drawLine(t)}
@@ -91,12 +91,20 @@ func TestBacklog(t *testing.T) {
 		}
 		p := rapid.SampledFrom(places).Draw(t, "place")
 		want := ahead(l.counted, p)
-		others := 0
+		// One for each other queue of its share, and what other shares get meanwhile; one for each of them.
+		others, own := 0, ledger.ShareLine{}
 		for _, s := range l.counted.Shares {
-			if s.Lane == p.lane {
-				others += max(1, len(s.Queues))
+			if s.Lane == p.lane && s.Caller == p.caller {
+				own = s
 			}
 		}
+		wrong := len(own.Queues) - 1
+		for _, s := range l.counted.Shares {
+			if s.Lane == p.lane && s.Caller != p.caller {
+				others += 1 + (wrong*s.Tag.Weight+own.Tag.Weight-1)/own.Tag.Weight
+			}
+		}
+		others += wrong
 		if got := l.backlog(p).Ahead; got < want-others || got > want+others {
 			t.Fatalf("%d go before %+v, not %d", want, p, got)
 		}
