@@ -71,3 +71,15 @@ func TestCuts(t *testing.T) {
 		}
 	}
 }
+
+// Replicas restart one after the other and their configuration changes, and callers notice nothing but UNAVAILABLE.
+func TestRolling(t *testing.T) {
+	b := newTestBench(t)
+	r, err := b.roll(rollingPlan{sends: 300, rounds: 1, items: 50, pause: time.Second, quiet: time.Minute})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.lost != 0 || r.doubled != 0 || r.failed() != 0 || r.violated != 0 || r.stale != 0 || len(r.contradicted) != 0 {
+		t.Errorf("%d lost, %d doubled, %d violations, %d stale, %v, %v", r.lost, r.doubled, r.violated, r.stale, r.endings, r.contradicted)
+	}
+}

@@ -25,6 +25,7 @@ type upload struct {
 	dial  func() (*link, error)
 	there func() time.Time // since when all that a stream needs is there; nil is always
 	cause func() string    // what cuts streams at the moment; nil is nothing in particular
+	saw   func(failure)    // is told how each cut stream ended; nil is nobody
 
 	mu    sync.Mutex // guards what follows
 	link  *link      // of the stream that is open now, or nil
@@ -87,6 +88,9 @@ func (u *upload) run(ctx context.Context) error {
 		}
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
+		}
+		if u.saw != nil {
+			u.saw(failureOf(err))
 		}
 		if f := failureOf(err); !f.mayRepeat() && f.code != codes.Aborted {
 			u.fault("a stream ended with %v", err)
