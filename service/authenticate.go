@@ -71,6 +71,22 @@ func callerOf(ctx context.Context) *caller.Caller {
 	return ctx.Value(visitKey{}).(*visit).caller.Load()
 }
 
+// nobody is who calls without a credential that is good.
+const nobody = "none"
+
+// callerName is who calls, for the log and for metrics: a name of the configuration or nobody.
+func callerName(ctx context.Context) string {
+	if v, ok := ctx.Value(visitKey{}).(*visit); ok {
+		if c := v.caller.Load(); c != nil {
+			return c.Name()
+		}
+	}
+	return nobody
+}
+
+// known tells whether there is a caller of this name now.
+func (d *doors) known(name string) bool { return d.roster.Load().set.Has(name) }
+
 // enter finds out who calls. The context that it returns is the call's.
 func (d *doors) enter(ctx context.Context, method string) (context.Context, *visit, error) {
 	v := &visit{roster: d.roster.Load()}
@@ -88,9 +104,6 @@ func (d *doors) enter(ctx context.Context, method string) (context.Context, *vis
 		return ctx, nil, err
 	}
 	c := v.caller.Load()
-	if v.roster.set.Required() {
-		note(ctx, slog.String("caller", c.Name()))
-	}
 	if wait := c.Call(time.Now()); wait > 0 {
 		return ctx, nil, callerQuota(c.Name(), fmt.Sprintf("%d calls a second", c.CallsPerSecond()), wait)
 	}

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 	"google.golang.org/genproto/googleapis/api/annotations"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
@@ -40,6 +41,7 @@ import (
 	"github.com/jelou-facade/jelou-facade/service/keyring"
 	"github.com/jelou-facade/jelou-facade/service/ledger"
 	"github.com/jelou-facade/jelou-facade/service/pace"
+	"github.com/jelou-facade/jelou-facade/service/telemetry"
 )
 
 // facade is a real server on real listeners with a real SQLite ledger, in front of the simulator.
@@ -50,6 +52,9 @@ type facade struct {
 	conn     *grpc.ClientConn
 	grpcAddr string
 	rest     string
+	admin    string
+	spans    *spanBuffer
+	trace    *telemetry.Telemetry
 	logs     *logBuffer
 	stop     context.CancelFunc
 	ended    chan error
@@ -90,7 +95,10 @@ func newFacade(t *testing.T, change func(*setup)) *facade {
 	if s.ledger == (ledger.Config{}) {
 		s.ledger.Path = filepath.Join(t.TempDir(), "ledger.db")
 	}
-	s.ledger.Replica, s.ledger.Logger = t.Name(), log
+	f.spans = &spanBuffer{}
+	f.trace, err = telemetry.Open(ctx, telemetry.Config{Version: "test", Exporter: f.spans})
+	f.must(err)
+	s.ledger.Replica, s.ledger.Logger, s.ledger.Meter = t.Name(), log, f.trace.Meter()
 	f.ledger, err = ledger.Open(ctx, s.ledger)
 	f.must(err)
 	client, err := jelou.New(jelou.Config{BaseURL: s.baseURL, AttemptTimeout: 2 * time.Second, Credential: func() (string, string, error) { return "sandbox", s.secret, nil }})
@@ -103,28 +111,36 @@ func newFacade(t *testing.T, change func(*setup)) *facade {
 	keys, err := keyring.Load(keyFile)
 	f.must(err)
 	server, err := service.New(service.Config{
-		GRPCAddress: "127.0.0.1:0", HTTPAddress: "127.0.0.1:0", Ledger: f.ledger, Connections: s.connections, Keys: keys, Logger: log,
+		GRPCAddress: "127.0.0.1:0", HTTPAddress: "127.0.0.1:0", AdminAddress: "127.0.0.1:0",
+		Ledger: f.ledger, Connections: s.connections, Keys: keys, Logger: log, Telemetry: f.trace,
 		Settings: service.Settings{
 			Bots:   map[string]*dispatch.Company{"demo": company, "disabled": company, "+593900000000": company},
 			Bounds: s.bounds, DrainTimeout: 3 * time.Second,
 		},
 	})
 	f.must(err)
-	f.rest, f.grpcAddr = "http://"+server.HTTPAddr().String(), server.GRPCAddr().String()
+	f.rest, f.grpcAddr, f.admin = "http://"+server.HTTPAddr().String(), server.GRPCAddr().String(), "http://"+server.AdminAddr().String()
 	f.conn, err = grpc.NewClient(f.grpcAddr, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	f.must(err)
 	go func() { f.ended <- server.Run(ctx) }()
 	t.Cleanup(func() {
+		metrics := f.lastMetrics()
 		f.must(f.conn.Close())
 		stop()
 		f.must(<-f.ended)
 		f.checkInvariants()
 		f.must(f.ledger.Close())
 		client.Close()
-		stored := storedText(f, s.ledger)
-		for _, private := range []string{openUser, "593987654321", "Su pedido", "número", "Lucía", s.secret} {
-			if strings.Contains(f.logs.String(), private) {
-				f.Errorf("the log has %q", private)
+		f.must(f.trace.Close(context.Background()))
+		stored, spans := storedText(f, s.ledger), f.spans.String()
+		for _, private := range []string{openUser, "593987654321", "593900000000", "Su pedido", "número", "Lucía", s.secret} {
+			for where, text := range map[string]string{"log": f.logs.String(), "metrics": metrics, "traces": spans} {
+				if strings.Contains(text, private) {
+					f.Errorf("%s: %q is in there", where, private)
+				}
+			}
+			if private == "593900000000" {
+				continue // a bot, by which what is stored is looked up
 			}
 			if strings.Contains(stored, private) || strings.Contains(stored, hex.EncodeToString([]byte(private))) {
 				f.Errorf("the database has %q", private)
@@ -196,6 +212,47 @@ func (b *logBuffer) String() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.text.String()
+}
+
+// spanBuffer keeps the spans that have ended.
+type spanBuffer struct {
+	tracetest.InMemoryExporter
+}
+
+// Shutdown keeps them too.
+func (*spanBuffer) Shutdown(context.Context) error { return nil }
+
+func (b *spanBuffer) String() string {
+	var all strings.Builder
+	for _, s := range b.GetSpans() {
+		fmt.Fprintf(&all, "%+v\n", s)
+	}
+	return all.String()
+}
+
+// lastMetrics are the metrics before the end; empty where the test has stopped the server.
+func (f *facade) lastMetrics() string {
+	answer, err := http.Get(f.admin + "/metrics")
+	if err != nil {
+		return ""
+	}
+	defer answer.Body.Close()
+	data, _ := io.ReadAll(answer.Body)
+	return string(data)
+}
+
+// scrape reads the metrics as Prometheus does.
+func (f *facade) scrape() string {
+	f.Helper()
+	answer, err := http.Get(f.admin + "/metrics")
+	f.must(err)
+	defer answer.Body.Close()
+	data, err := io.ReadAll(answer.Body)
+	f.must(err)
+	if answer.StatusCode != http.StatusOK {
+		f.Fatalf("%s: %s", answer.Status, data)
+	}
+	return string(data)
 }
 
 // transport is a way to call the facade: every case runs over each.

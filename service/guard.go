@@ -30,6 +30,8 @@ type guard struct {
 	log       *slog.Logger
 	doors     *doors
 	validator protovalidate.Validator
+	transport transport
+	metrics   *callMetrics
 }
 
 // Unary guards a unary method.
@@ -97,11 +99,15 @@ func (s *guardedStream) SendMsg(m any) error {
 
 // call is what the log says about a call.
 type call struct {
-	id     string
-	method string
-	start  time.Time
-	attrs  []slog.Attr
+	id        string
+	method    string
+	transport transport
+	start     time.Time
+	attrs     []slog.Attr
 }
+
+// rpc is the method as metrics and the log name it.
+func (c *call) rpc() string { return strings.TrimPrefix(c.method, "/") }
 
 type callKey struct{}
 
@@ -116,7 +122,7 @@ var requestIDForm = regexp.MustCompile(`^[A-Za-z0-9._-]{1,128}$`)
 
 func (g *guard) begin(ctx context.Context, method string) (context.Context, *call) {
 	id := requestIDOrNew(first(metadata.ValueFromIncomingContext(ctx, headerRequestID)))
-	c := &call{id: id, method: method, start: time.Now()}
+	c := &call{id: id, method: method, transport: g.transport, start: time.Now()}
 	return context.WithValue(ctx, callKey{}, c), c
 }
 
@@ -138,9 +144,10 @@ func (g *guard) end(ctx context.Context, c *call, panicked any, err error) error
 	}
 	st := toStatus(err)
 	level, attrs := slog.LevelInfo, []slog.Attr{
-		slog.String("method", c.method), slog.String("code", st.Code().String()),
-		slog.Duration("took", time.Since(c.start)), slog.String("request_id", c.id),
+		slog.String("rpc", c.rpc()), slog.String("transport", string(c.transport)), slog.String("caller", callerName(ctx)), slog.String("code", codeNames[st.Code()]),
+		slog.Float64("duration_ms", float64(time.Since(c.start).Microseconds())/1000), slog.String("request_id", c.id),
 	}
+	g.metrics.note(ctx, c, st.Code(), errorInfo(st).GetReason())
 	if err != nil {
 		info := errorInfo(st)
 		attrs = append(attrs, slog.String("reason", info.GetReason()))

@@ -21,6 +21,7 @@ import (
 	facadev1 "github.com/jelou-facade/jelou-facade/gen/jelou/facade/v1"
 	"github.com/jelou-facade/jelou-facade/service/jelou"
 	"github.com/jelou-facade/jelou-facade/service/ledger"
+	"github.com/jelou-facade/jelou-facade/service/telemetry"
 )
 
 // serverStream lets a method set headers without a transport.
@@ -38,7 +39,7 @@ func TestPanic(t *testing.T) {
 		t.Fatal(err)
 	}
 	var logs strings.Builder
-	g := &guard{log: slog.New(slog.NewTextHandler(&logs, nil)), validator: validator}
+	g := &guard{log: slog.New(slog.NewTextHandler(&logs, nil)), doors: newDoors(nil), validator: validator, metrics: newCallMetrics((&telemetry.Telemetry{}).Meter())}
 	ctx := grpc.NewContextWithServerTransportStream(context.Background(), serverStream{})
 	_, err = g.Unary(ctx, &facadev1.GetSendRequest{SendId: "s1"}, &grpc.UnaryServerInfo{FullMethod: "/test"},
 		func(context.Context, any) (any, error) { panic("593991234567") })

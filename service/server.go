@@ -20,7 +20,6 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/health"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/reflection"
@@ -30,6 +29,7 @@ import (
 	"github.com/jelou-facade/jelou-facade/service/dispatch"
 	"github.com/jelou-facade/jelou-facade/service/keyring"
 	"github.com/jelou-facade/jelou-facade/service/ledger"
+	"github.com/jelou-facade/jelou-facade/service/telemetry"
 )
 
 // Config is what a Server works with.
@@ -39,6 +39,8 @@ type Config struct {
 	// TLS of both listeners; nil serves plaintext. Its protocols have to include h2 and http/1.1.
 	TLS         *tls.Config
 	Connections Connections
+	// AdminAddress is for metrics, health and a look into the process; empty is none.
+	AdminAddress string
 
 	Ledger *ledger.Ledger // open; the server runs it, the caller closes it
 	// Keys encrypt what is stored of a send's content; nil stores it as it is.
@@ -48,7 +50,8 @@ type Config struct {
 	// Configuration is what /configz shows: JSON without secrets; nil shows nothing.
 	Configuration func() ([]byte, error)
 
-	Logger *slog.Logger // nil logs nothing
+	Logger    *slog.Logger         // nil logs nothing
+	Telemetry *telemetry.Telemetry // nil measures and traces nothing
 }
 
 // Settings are what may change while the server runs.
@@ -108,14 +111,16 @@ type core struct {
 
 // Server listens from New on and serves in Run.
 type Server struct {
-	config Config
-	core   *core
-	doors  *doors
-	grpc   *grpc.Server
-	http   *http.Server
-	health *health.Server
-	grpcL  net.Listener
-	httpL  net.Listener
+	config    Config
+	core      *core
+	doors     *doors
+	readiness *readiness
+	grpc      *grpc.Server
+	http      *http.Server
+	admin     *http.Server // nil: none
+	grpcL     net.Listener
+	httpL     net.Listener
+	adminL    net.Listener
 }
 
 // New opens the listeners, so that an address in use is an error before anything runs.
@@ -123,24 +128,33 @@ func New(c Config) (*Server, error) {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
+	if c.Telemetry == nil {
+		c.Telemetry = &telemetry.Telemetry{}
+	}
 	c.setDefaults()
 	c.Connections.setDefaults()
 	validator, err := protovalidate.New()
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{config: c, doors: newDoors(c.Callers), health: health.NewServer()}
+	s := &Server{config: c, doors: newDoors(c.Callers)}
 	s.core = &core{ledger: c.Ledger, keys: c.Keys, validator: validator, stopping: make(chan struct{}), streamAge: c.Connections.streams()}
 	s.core.dispatch = dispatch.New(dispatch.Config{
 		Ledger: c.Ledger, Companies: companiesOf(c.Bots),
 		Result: s.core.storedResult, Error: s.core.storedError,
-		Open:   func(body []byte) ([]byte, error) { return c.Keys.Open(keyring.Body, body) },
-		Logger: c.Logger,
+		Open:       func(body []byte) ([]byte, error) { return c.Keys.Open(keyring.Body, body) },
+		Configured: s.doors.known, Logger: c.Logger, Meter: c.Telemetry.Meter(),
 	})
 	s.core.settings.Store(&c.Settings)
-	g := &guard{log: c.Logger, doors: s.doors, validator: validator}
-	s.grpc = newGRPC(c, g)
-	inProcess := new(inprocgrpc.Channel).WithServerUnaryInterceptor(g.Unary).WithServerStreamInterceptor(g.Stream)
+	s.readiness = newReadiness(s.core, c.Logger)
+	observeServer(c.Telemetry, s.readiness, s.doors)
+	metrics := newCallMetrics(c.Telemetry.Meter())
+	guards := map[transport]*guard{}
+	for _, over := range []transport{overGRPC, overREST} {
+		guards[over] = &guard{log: c.Logger, doors: s.doors, validator: validator, transport: over, metrics: metrics}
+	}
+	s.grpc = newGRPC(c, guards[overGRPC])
+	inProcess := new(inprocgrpc.Channel).WithServerUnaryInterceptor(guards[overREST].Unary).WithServerStreamInterceptor(guards[overREST].Stream)
 	for _, registrar := range []grpc.ServiceRegistrar{s.grpc, inProcess} {
 		facadev1.RegisterMessageServiceServer(registrar, &messageServer{core: s.core})
 		facadev1.RegisterNotificationServiceServer(registrar, &notificationServer{core: s.core})
@@ -148,14 +162,14 @@ func New(c Config) (*Server, error) {
 		facadev1.RegisterBatchServiceServer(registrar, &batchServer{core: s.core})
 		facadev1.RegisterCapacityServiceServer(registrar, &capacityServer{core: s.core})
 	}
-	healthv1.RegisterHealthServer(s.grpc, s.health)
+	healthv1.RegisterHealthServer(s.grpc, s.readiness.health)
 	reflection.Register(s.grpc)
 	gateway, err := newGateway(context.Background(), inProcess, pages{"GET /healthz": s.healthz, "GET /configz": s.configz})
 	if err != nil {
 		return nil, err
 	}
 	s.http = &http.Server{
-		Handler: renewing(c.Connections.Age, gateway), TLSConfig: c.TLS,
+		Handler: renewing(c.Connections.Age, metrics.measure(gateway)), TLSConfig: c.TLS,
 		ConnContext:       func(ctx context.Context, _ net.Conn) context.Context { return withSince(ctx) },
 		ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeaderBytes,
 		ErrorLog: slog.NewLogLogger(c.Logger.Handler(), slog.LevelDebug),
@@ -165,6 +179,12 @@ func New(c Config) (*Server, error) {
 	}
 	if s.httpL, err = listen(c, c.HTTPAddress); err != nil {
 		return nil, errors.Join(fmt.Errorf("listen for REST: %w", err), s.grpcL.Close())
+	}
+	if c.AdminAddress != "" {
+		s.admin = newAdmin(c.Telemetry.Handler(), s.readiness, c.Logger)
+		if s.adminL, err = net.Listen("tcp", c.AdminAddress); err != nil {
+			return nil, errors.Join(fmt.Errorf("listen for admin: %w", err), s.grpcL.Close(), s.httpL.Close())
+		}
 	}
 	return s, nil
 }
@@ -226,6 +246,14 @@ func (s *Server) GRPCAddr() net.Addr { return s.grpcL.Addr() }
 // HTTPAddr is where REST is served.
 func (s *Server) HTTPAddr() net.Addr { return s.httpL.Addr() }
 
+// AdminAddr is where metrics and health are served; nil where nowhere.
+func (s *Server) AdminAddr() net.Addr {
+	if s.adminL == nil {
+		return nil
+	}
+	return s.adminL.Addr()
+}
+
 // Update puts settings in force while the server runs. Calls under way go on, those of a bot that is gone too: what they have
 // stored stays in the ledger.
 func (s *Server) Update(settings Settings) {
@@ -238,6 +266,11 @@ func (s *Server) Update(settings Settings) {
 // Run serves until ctx ends, then stops in order: health says NOT_SERVING, nothing new is claimed or accepted, waiting calls
 // are answered, running calls and attempts finish; each bounded. The ledger must stay open until Run has returned.
 func (s *Server) Run(ctx context.Context) error {
+	return s.serveAdmin(func() error { return s.run(ctx) })
+}
+
+func (s *Server) run(ctx context.Context) error {
+	s.readiness.look(ctx)
 	work, stopWork := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopWork()
 	running, ctx := errgroup.WithContext(ctx) // one part's failure stops the others as a signal does
@@ -273,8 +306,12 @@ func (s *Server) Run(ctx context.Context) error {
 		return nil
 	})
 	running.Go(func() error {
+		s.readiness.run(ctx)
+		return nil
+	})
+	running.Go(func() error {
 		<-ctx.Done()
-		s.health.Shutdown()
+		s.readiness.stop()
 		close(s.core.stopping)
 		s.drain()
 		return nil
@@ -316,11 +353,10 @@ func (s *Server) drain() {
 	}
 }
 
-// healthz answers 200 while the server serves.
-func (s *Server) healthz(w http.ResponseWriter, r *http.Request) {
+// healthz answers 200 while the server is ready.
+func (s *Server) healthz(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
-	answer, err := s.health.Check(r.Context(), &healthv1.HealthCheckRequest{})
-	if err != nil || answer.Status != healthv1.HealthCheckResponse_SERVING {
+	if condition := s.readiness.current(); !condition.ready() {
 		w.WriteHeader(http.StatusServiceUnavailable)
 		_, _ = w.Write([]byte(`{"status":"NOT_SERVING"}`)) // a client that left
 		return

@@ -102,6 +102,7 @@ type cluster struct {
 func (b *bench) startFacades(replicas int, databaseURL string, all ...*tenant) (*cluster, error) {
 	config := &configv1.Config{
 		Ledger: &configv1.Ledger{Url: databaseURL},
+		Admin:  &configv1.Admin{Address: "127.0.0.1:0"},
 		Log:    &configv1.Log{Level: configv1.Log_WARN, Format: configv1.Log_TEXT},
 	}
 	if databaseURL == "" {
@@ -167,7 +168,7 @@ func (b *bench) startFacade(config string) (*facade, error) {
 	f.messages, f.batches = facadev1.NewMessageServiceClient(f.conn), facadev1.NewBatchServiceClient(f.conn)
 	ctx, cancel := context.WithTimeout(b.ctx, 20*time.Second)
 	defer cancel()
-	answer, err := healthv1.NewHealthClient(f.conn).Check(ctx, &healthv1.HealthCheckRequest{}, grpc.WaitForReady(true))
+	answer, err := healthv1.NewHealthClient(f.conn).Check(ctx, &healthv1.HealthCheckRequest{Service: "liveness"}, grpc.WaitForReady(true)) // with a held ledger too
 	if err != nil {
 		return nil, fmt.Errorf("jelou-facade does not serve: %w: %s", err, p.logTail())
 	}

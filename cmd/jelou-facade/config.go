@@ -71,6 +71,7 @@ func newConfigCommand() *cobra.Command {
 const (
 	defaultGRPCAddress = "127.0.0.1:50051"
 	defaultHTTPAddress = "127.0.0.1:8080"
+	defaultAdmin       = "127.0.0.1:9464"
 	defaultLedgerPath  = "jelou-facade.db"
 	defaultBaseURL     = "https://api.jelou.ai"
 )
@@ -201,11 +202,15 @@ func setDefaults(c *configv1.Config) {
 	if c.Ledger == nil {
 		c.Ledger = &configv1.Ledger{}
 	}
+	if c.Admin == nil {
+		c.Admin = &configv1.Admin{}
+	}
 	if c.Ledger.Url == "" && c.Ledger.Path == "" {
 		c.Ledger.Path = defaultLedgerPath
 	}
 	setDefault(&c.Listen.Grpc, defaultGRPCAddress)
 	setDefault(&c.Listen.Http, defaultHTTPAddress)
+	setDefault(&c.Admin.Address, defaultAdmin)
 	for _, company := range c.Companies {
 		setDefault(&company.BaseUrl, defaultBaseURL)
 	}

@@ -24,6 +24,7 @@ import (
 	"github.com/jelou-facade/jelou-facade/service/keyring"
 	"github.com/jelou-facade/jelou-facade/service/ledger"
 	"github.com/jelou-facade/jelou-facade/service/reload"
+	"github.com/jelou-facade/jelou-facade/service/telemetry"
 )
 
 // live is the configuration in force and what was made of it.
@@ -57,7 +58,7 @@ type tenant struct {
 type credential struct{ id, secret string }
 
 // newLive makes everything of a configuration.
-func newLive(ctx context.Context, flags serveFlags, config *configv1.Config, l *ledger.Ledger, level *slog.LevelVar, log *slog.Logger) (_ *live, err error) {
+func newLive(ctx context.Context, flags serveFlags, config *configv1.Config, l *ledger.Ledger, level *slog.LevelVar, measured *telemetry.Telemetry, log *slog.Logger) (_ *live, err error) {
 	v := &live{flags: flags, ledger: l, level: level, log: log, config: config, source: caller.NewSource(ctx, log), old: map[*jelou.Client]bool{}, started: time.Now()}
 	defer func() {
 		if err != nil {
@@ -80,12 +81,12 @@ func newLive(ctx context.Context, flags serveFlags, config *configv1.Config, l *
 		}
 	}
 	v.server, err = service.New(service.Config{
-		GRPCAddress: config.Listen.Grpc, HTTPAddress: config.Listen.Http, TLS: v.keys.config(),
+		GRPCAddress: config.Listen.Grpc, HTTPAddress: config.Listen.Http, AdminAddress: config.Admin.Address, TLS: v.keys.config(),
 		Connections: service.Connections{
 			Most: int(config.Listen.MaxConnections), Age: config.Listen.MaxConnectionAge.AsDuration(),
 			Grace: config.Listen.MaxConnectionAgeGrace.AsDuration(), Keepalive: config.Listen.Keepalive.AsDuration(),
 		},
-		Ledger: l, Keys: v.content, Settings: settingsOf(config, v.companies, v.callers), Logger: log, Configuration: v.configuration,
+		Ledger: l, Keys: v.content, Settings: settingsOf(config, v.companies, v.callers), Logger: log, Telemetry: measured, Configuration: v.configuration,
 	})
 	if err != nil {
 		return nil, err

@@ -33,6 +33,7 @@ import (
 	"github.com/jelou-facade/jelou-facade/service/caller"
 	"github.com/jelou-facade/jelou-facade/service/jelousim"
 	"github.com/jelou-facade/jelou-facade/service/ledger"
+	"github.com/jelou-facade/jelou-facade/service/telemetry"
 	"github.com/jelou-facade/jelou-facade/service/reload"
 )
 
@@ -82,7 +83,7 @@ func newLiveWorld(t *testing.T, config func(w *liveWorld) string) *liveWorld {
 	log := slog.New(slog.NewJSONHandler(w.logs, &slog.HandlerOptions{Level: w.level}))
 	l, err := ledger.Open(t.Context(), ledger.Config{Path: c.Ledger.Path, Replica: t.Name(), Logger: log})
 	w.must(err)
-	w.live, err = newLive(t.Context(), serveFlags{config: w.file()}, c, l, w.level, log)
+	w.live, err = newLive(t.Context(), serveFlags{config: w.file()}, c, l, w.level, &telemetry.Telemetry{}, log)
 	w.must(err)
 	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan error)
@@ -118,6 +119,7 @@ ledger: {path: ledger.db}
 companies:
   - {id: sandbox, base_url: %q, client_id_file: id, client_secret_file: secret, bots: [demo], %s}
 %s
+admin: {address: "127.0.0.1:0"}
 `, w.url, company, rest)
 }
 

@@ -94,6 +94,7 @@ func TestExamples(t *testing.T) {
 	write(t, folder, "secret", "sandbox\n")
 	write(t, folder, "facade.yaml", fmt.Sprintf(`
 listen: {grpc: "127.0.0.1:0", http: "127.0.0.1:0"}
+admin: {address: "127.0.0.1:0"}
 companies:
   - {id: sandbox, base_url: %q, client_id_file: id, client_secret_file: secret, bots: [demo], allowance: {requests: 200}}
 `, api))
@@ -272,6 +273,8 @@ companies:
 		{"TLS and plaintext", good(`http: "127.0.0.1:0"`, `plaintext_behind_proxy: true, tls: {cert_file: x, key_file: y}`), "line 2: listen.plaintext_behind_proxy: and tls exclude each other"},
 		{"short grace", good(`http: "127.0.0.1:0"`, `max_connection_age: 3600s`), ""},
 		{"too short a grace", good(`http: "127.0.0.1:0"`, `max_connection_age: 3601s, max_connection_age_grace: 899s`), "line 2: listen.max_connection_age_grace: must be at least"},
+		{"admin open to the network", good() + "admin: {address: \":9464\"}\n", "set open_to_network"},
+		{"admin open to the network on purpose", good() + "admin: {address: \"0.0.0.0:9464\", open_to_network: true}\n", ""},
 		{"no address", good(`grpc: "127.0.0.1:0"`, `grpc: "here"`), "listen.grpc"},
 		{"a bot of two companies", good() + "  - {id: other, client_id_file: id, client_secret_file: secret, bots: [two]}\n", `line 6: companies[1].bots[0]: the bot is in shop and in other`},
 		{"window", good("bots: [one, two]", "bots: [one], allowance: {window: 0.001s}"), "line 5: companies[0].allowance.window"},

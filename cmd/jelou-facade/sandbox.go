@@ -66,7 +66,8 @@ func newSandbox() (_ *sandbox, err error) {
 			Id: "sandbox", BaseUrl: apiURL, Bots: bots,
 			ClientIdFile: filepath.Join(b.folder, "client-id"), ClientSecretFile: filepath.Join(b.folder, "client-secret"),
 		}},
-		Log: &configv1.Log{Level: configv1.Log_INFO, Format: configv1.Log_TEXT},
+		Admin: &configv1.Admin{Address: "127.0.0.1:0"}, // beside another server's
+		Log:   &configv1.Log{Level: configv1.Log_INFO, Format: configv1.Log_TEXT},
 	}
 	setDefaults(b.config)
 	return b, nil
@@ -105,6 +106,7 @@ func (b *sandbox) welcome(out io.Writer, s *service.Server) {
   gRPC   %[2]s
   REST   %[1]s
   docs   %[1]s/docs
+  admin  http://%[4]s/metrics
   what arrived at the simulated Jelou: curl -s %[3]s
 
 Send a message, a notification, and the same over gRPC:
@@ -115,5 +117,5 @@ Send a message, a notification, and the same over gRPC:
 
   go run github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.4 -plaintext -d '{"bot_id": "demo", "user_id": "593991234567", "message": {"text": {"text": "Su pedido 8842 salió de bodega."}}}' %[2]s jelou.facade.v1.MessageService/SendMessage
 
-`, rest, s.GRPCAddr(), b.seen)
+`, rest, s.GRPCAddr(), b.seen, s.AdminAddr())
 }

@@ -77,16 +77,21 @@ func serve(ctx context.Context, flags serveFlags, out io.Writer) (err error) {
 		return err
 	}
 	level := &slog.LevelVar{}
-	log := newLogger(config.Log, level)
+	log, replica := newLogger(config.Log, level), uuid.NewString()
+	measured, closeTelemetry, err := openTelemetry(ctx, config.Telemetry, replica, log)
+	if err != nil {
+		return err
+	}
+	defer closeTelemetry()
 	l, err := ledger.Open(ctx, ledger.Config{
 		Path: config.Ledger.Path, URL: config.Ledger.Url, ListenURL: config.Ledger.ListenUrl,
-		Replica: uuid.NewString(), Logger: log, Retention: ledger.Retention{Final: config.Ledger.Retention.AsDuration()},
+		Replica: replica, Logger: log, Meter: measured.Meter(), Retention: ledger.Retention{Final: config.Ledger.Retention.AsDuration()},
 	})
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, l.Close()) }()
-	live, err := newLive(ctx, flags, config, l, level, log)
+	live, err := newLive(ctx, flags, config, l, level, measured, log)
 	if err != nil {
 		return err
 	}
@@ -94,7 +99,7 @@ func serve(ctx context.Context, flags serveFlags, out io.Writer) (err error) {
 	if box != nil {
 		box.welcome(out, live.server)
 	} else {
-		fmt.Fprintf(out, "gRPC %s\nREST %s\n", live.server.GRPCAddr(), live.restURL())
+		fmt.Fprintf(out, "gRPC %s\nREST %s\nadmin http://%s\n", live.server.GRPCAddr(), live.restURL(), live.server.AdminAddr())
 		stop := live.follow(ctx)
 		defer stop()
 	}

@@ -402,7 +402,9 @@ func TestCertificates(t *testing.T) {
 		{"names of two", certificate(func(c *x509.Certificate) { c.DNSNames = []string{"orders.example.ec", "other.example.ec"} }), "", caller.Malformed},
 		{"a name in another field", certificate(func(c *x509.Certificate) { c.Subject = pkix.Name{CommonName: "orders.example.ec"} }), "", caller.Unknown},
 		{"no name", certificate(func(*x509.Certificate) {}), "", caller.Unknown},
-		{"over", certificate(func(c *x509.Certificate) { c.DNSNames, c.NotAfter = []string{"orders.example.ec"}, now.Add(-time.Second) }), "", caller.Expired},
+		{"over", certificate(func(c *x509.Certificate) {
+			c.DNSNames, c.NotAfter = []string{"orders.example.ec"}, now.Add(-time.Second)
+		}), "", caller.Expired},
 		{"with another's key", func() caller.Credentials {
 			c := certificate(func(c *x509.Certificate) { c.DNSNames = []string{"orders.example.ec"} })
 			c.APIKey = []string{"k"}

@@ -159,6 +159,14 @@ func nameOf(t *configv1.Caller_Token, issuers []*configv1.TokenIssuer) (tokenNam
 // Required reports whether a call needs a credential.
 func (s *Set) Required() bool { return s != nil && len(s.callers) > 0 }
 
+// Has reports whether a caller has the name.
+func (s *Set) Has(name string) bool {
+	if !s.Required() {
+		return name == Anonymous
+	}
+	return s.callers[name] != nil
+}
+
 // Weights are the weights of all callers, by name.
 func (s *Set) Weights() map[string]int {
 	weights := map[string]int{}

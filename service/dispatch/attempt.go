@@ -29,6 +29,7 @@ func (d *Dispatcher) attempt(work context.Context, t turn, send ledger.Send, sta
 	result, err := d.request(work, t, send, start.Add(t.settings.attemptTimeout()))
 	over := time.Now()
 	timing := timingOf(result, err)
+	d.metrics.noteAttempt(work, c.Name, over.Sub(start), err)
 	d.check.attempted(c, send, timing)
 	c.noteReply(start, timing, err)
 	s := d.settlement(c, send, result, err, over)

@@ -80,12 +80,14 @@ func (c *company) usedSince(now usage, caller string) (all, mine float64) {
 	return part(now.all - before.all), part(now.served[caller] - before.served[caller])
 }
 
-// sampleUse notes how much of the allowances is used, and now and then what this process has seen of itself.
+// sampleUse notes how much of the allowances is used and what waits, and now and then what this process has seen of itself.
 func (d *Dispatcher) sampleUse(ctx context.Context) {
 	tick := time.NewTicker(useEvery)
 	defer tick.Stop()
 	for n := 1; ; n++ {
 		d.sample(ctx)
+		d.sampleBacklogs(ctx)
+		d.inspectUnknown(ctx)
 		if n%int(time.Minute/useEvery) == 0 {
 			d.inspect(ctx)
 		}

@@ -55,6 +55,8 @@ type CompanyConduct struct {
 	WorstWindow int `json:"worst_window"`
 	// Allowed is how many it may.
 	Allowed int `json:"allowed"`
+	// Exceeded counts the requests that were one too many within a window.
+	Exceeded int64 `json:"exceeded"`
 }
 
 // AgedCount counts what is at least so old and younger than the next age.
@@ -86,6 +88,7 @@ type ownSends struct {
 	window  time.Duration
 	allowed int
 	worst   int
+	excess  int64 // starts that were one too many
 }
 
 const (
@@ -97,6 +100,9 @@ const (
 
 // unknownAges are the ages by which unknown sends are counted.
 var unknownAges = []time.Duration{0, time.Hour, 24 * time.Hour, 7 * 24 * time.Hour}
+
+// ageNames are their names in metrics.
+var ageNames = map[time.Duration]string{0: "0s", time.Hour: "1h", 24 * time.Hour: "1d", 7 * 24 * time.Hour: "7d"}
 
 func newSelfCheck(log *slog.Logger) *SelfCheck {
 	return &SelfCheck{log: log, companies: map[string]*ownSends{}, fairness: 1, fair: map[lineKey]int64{}}
@@ -122,7 +128,7 @@ func (s *SelfCheck) Snapshot() Conduct {
 	}
 	for _, name := range slices.Sorted(maps.Keys(s.companies)) {
 		o := s.companies[name]
-		out.Companies = append(out.Companies, CompanyConduct{Company: name, WorstWindow: o.worst, Allowed: o.allowed})
+		out.Companies = append(out.Companies, CompanyConduct{Company: name, WorstWindow: o.worst, Allowed: o.allowed, Exceeded: o.excess})
 	}
 	if sorted := slices.Sorted(slices.Values(s.errors)); len(sorted) > 0 {
 		out.EstimateErrorP50, out.EstimateErrorP95 = sorted[len(sorted)/2], sorted[len(sorted)*95/100]
@@ -168,9 +174,14 @@ func (s *SelfCheck) attempted(c *company, send ledger.Send, t jelou.Timing) {
 		s.companies[c.Name] = o
 	}
 	if o.allowed != rule.InWindow() || o.window != rule.EachWindow() {
-		*o = ownSends{allowed: rule.InWindow(), window: rule.EachWindow()} // what began before kept another rule
+		// What began before kept another rule.
+		*o = ownSends{allowed: rule.InWindow(), window: rule.EachWindow(), excess: o.excess}
 	}
-	if worst := o.began(t.Started); worst > o.worst {
+	worst := o.began(t.Started)
+	if worst > o.allowed {
+		o.excess++
+	}
+	if worst > o.worst {
 		o.worst = worst
 		if worst > o.allowed {
 			c.log.Error("self-check: too many requests began within one window", slog.Int("requests", worst), slog.Int("allowed", o.allowed))
@@ -228,7 +239,6 @@ const maxInspected = 100
 
 // inspect looks at what the ledger knows, and logs the conduct.
 func (d *Dispatcher) inspect(ctx context.Context) {
-	d.inspectUnknown(ctx)
 	d.inspectFairness(ctx)
 	s := d.check.Snapshot()
 	worst, allowed := 0, 0

@@ -16,6 +16,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"go.opentelemetry.io/otel/metric"
+
 	"github.com/jelou-facade/jelou-facade/service/jelou"
 	"github.com/jelou-facade/jelou-facade/service/ledger"
 	"github.com/jelou-facade/jelou-facade/service/pace"
@@ -39,7 +41,7 @@ type Company struct {
 	Credential func() (id, secret string, err error)
 }
 
-// Config is what a Dispatcher works with. All fields but Open and Logger are required.
+// Config is what a Dispatcher works with. The fields that say nothing about nil are required.
 type Config struct {
 	Ledger    *ledger.Ledger
 	Companies []*Company
@@ -50,8 +52,12 @@ type Config struct {
 	// Open reads a stored body that may be encrypted; nil takes it as it is.
 	Open func([]byte) ([]byte, error)
 
+	// Configured tells whether a caller is one of the configuration: metrics name only those. Nil: all are named.
+	Configured func(caller string) bool
+
 	// Logger gets states of companies, never what is sent; nil logs nothing.
 	Logger *slog.Logger
+	Meter  metric.Meter // nil measures nothing
 }
 
 const (
@@ -80,9 +86,11 @@ type Dispatcher struct {
 	agenda    *agenda
 	clock     *clock
 	check     *SelfCheck
-	replicas  atomic.Int64   // alive, this one among them
-	counting  chan struct{}  // a place for each that counts a line
-	work      sync.WaitGroup // attempts, and what else must not be cut
+	metrics   *metrics
+	backlogs  atomic.Pointer[[]ledger.Backlog] // as last read
+	replicas  atomic.Int64                     // alive, this one among them
+	counting  chan struct{}                    // a place for each that counts a line
+	work      sync.WaitGroup                   // attempts, and what else must not be cut
 	stopping  atomic.Bool
 
 	updating sync.Mutex // held while companies or ranks change
@@ -107,6 +115,8 @@ func New(c Config) *Dispatcher {
 		companies[co.ID] = newCompany(co, d.clock, d.log)
 	}
 	d.companies.Store(&companies)
+	d.backlogs.Store(&[]ledger.Backlog{})
+	d.metrics = newMetrics(d, c.Meter)
 	return d
 }
 

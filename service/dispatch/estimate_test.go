@@ -185,13 +185,13 @@ func TestSelfCheck(t *testing.T) {
 			started := began.Add(time.Duration(n) * 200 * time.Millisecond)
 			s.attempted(c, ledger.Send{ID: id(n)}, timing(started))
 		}
-		if got := s.Snapshot(); got.Companies[0] != (CompanyConduct{"acme", 5, 5}) || got.EstimateErrorP95 != 200*time.Millisecond || got.GhostSends != 0 {
+		if got := s.Snapshot(); got.Companies[0] != (CompanyConduct{"acme", 5, 5, 0}) || got.EstimateErrorP95 != 200*time.Millisecond || got.GhostSends != 0 {
 			t.Errorf("%+v", got)
 		}
 		s.attempted(c, ledger.Send{ID: id(5), ExpireAt: began.UnixMicro()}, timing(began.Add(999*time.Millisecond)))
 		s.attempted(c, ledger.Send{ID: id(6)}, timing(time.Time{})) // never left
 		s.Joined()
-		if got := s.Snapshot(); got.Companies[0].WorstWindow != 6 || got.GhostSends != 1 || got.DuplicatesPrevented != 1 {
+		if got := s.Snapshot(); got.Companies[0].WorstWindow != 6 || got.Companies[0].Exceeded != 1 || got.GhostSends != 1 || got.DuplicatesPrevented != 1 {
 			t.Errorf("%+v", got)
 		}
 		waits := &decision{waits: pace.Lanes{pace.Bulk: true}}

@@ -83,6 +83,46 @@ func (l *Line) add(s ShareLine, q QueueLine) {
 	}
 }
 
+// Backlog is what waits of a caller in a lane of a company.
+type Backlog struct {
+	Company int64
+	Lane    Lane
+	Caller  string
+
+	Waiting   int64 // pending, and not paused
+	Paused    int64
+	Scheduled int64
+	// Oldest is for how long the first send of a queue waits that could be claimed now, the longest over the queues.
+	Oldest time.Duration
+}
+
+// backlogQuery reads a few numbers and one send of every queue that is not ended.
+const backlogQuery = `SELECT w.company, w.lane, w.caller,
+		CAST(sum(CASE WHEN w.state = 'open' THEN w.added - w.done - w.sending - w.scheduled ELSE 0 END) AS BIGINT),
+		CAST(sum(CASE WHEN w.state = 'paused' THEN w.added - w.done - w.sending - w.scheduled ELSE 0 END) AS BIGINT),
+		CAST(sum(w.scheduled) AS BIGINT), CAST(COALESCE(max(w.age), 0) AS BIGINT)
+	FROM (SELECT q.company, q.lane, q.caller, q.state, q.sending, q.sent + q.failed + q.unknown + q.cancelled + q.expired AS done,
+			` + added + ` AS added, ` + addedScheduled + ` - q.left_scheduled AS scheduled,
+			CASE WHEN q.state = 'open' THEN {now} - (SELECT CASE WHEN s.due_at > s.accepted_at THEN s.due_at ELSE s.accepted_at END FROM send s
+				WHERE s.company = q.company AND s.queue = q.id AND s.pos = (SELECT y.pos FROM send y
+					WHERE y.company = q.company AND y.queue = q.id AND y.state = 'pending' AND y.parked = 0 ORDER BY y.pos LIMIT 1)) END AS age
+		FROM queue q WHERE q.state IN ('open', 'paused')) w
+	GROUP BY w.company, w.lane, w.caller`
+
+// Backlogs says what waits in all companies.
+func (l *Ledger) Backlogs(ctx context.Context) ([]Backlog, error) {
+	var all []Backlog
+	err := l.query(ctx, backlogQuery, func(scan scanFunc) error {
+		var b Backlog
+		var oldest int64
+		err := scan(&b.Company, &b.Lane, &b.Caller, &b.Waiting, &b.Paused, &b.Scheduled, &oldest)
+		b.Oldest = time.Duration(max(0, oldest)) * time.Microsecond
+		all = append(all, b)
+		return err
+	})
+	return all, err
+}
+
 // maxCounted bounds the sends that Before counts one by one.
 const maxCounted = 10_000
 

@@ -20,6 +20,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"go.opentelemetry.io/otel/metric"
 )
 
 // A Lane is a class of urgency. A company's urgent sends go before its normal ones, those before its bulk ones.
@@ -255,6 +257,7 @@ type Config struct {
 	Retention   Retention     // what Run deletes; see there for zero
 
 	Logger *slog.Logger // nil logs nothing
+	Meter  metric.Meter // nil measures nothing
 }
 
 // Totals counts sends by how they read. Accepted is the sum of the others.
@@ -294,6 +297,7 @@ type Ledger struct {
 	commits atomic.Int64
 	skew    atomic.Int64 // the database's clock less this process's, as last seen
 
+	metrics   *metrics
 	retention Retention
 	retaining sync.Mutex
 	retained  retained
@@ -313,7 +317,7 @@ func Open(ctx context.Context, c Config) (*Ledger, error) {
 	l := &Ledger{
 		postgres: c.URL != "", dialect: newSQLiteDialect(), replica: c.Replica,
 		log: c.Logger, ownerLease: c.OwnerLease, maxAttempts: c.MaxAttempts, hub: newHub(), nudge: make(chan struct{}, 1),
-		untidy: make(chan struct{}, 1), retention: c.Retention,
+		untidy: make(chan struct{}, 1), retention: c.Retention, metrics: newMetrics(c.Meter),
 	}
 	if l.log == nil {
 		l.log = slog.New(slog.DiscardHandler)
@@ -345,9 +349,9 @@ func Open(ctx context.Context, c Config) (*Ledger, error) {
 func (l *Ledger) start() {
 	ctx, stop := context.WithCancel(context.Background())
 	l.stop = stop
-	l.adds = newGroup(addGroupSize, l.commitAdds)
-	l.bulkAdds = newGroup(addGroupSize, l.commitAdds)
-	l.changes = newGroup(changeGroupSize, l.commitChanges)
+	l.adds = newGroup(addGroupSize, measured(l.metrics, addOperation, l.commitAdds))
+	l.bulkAdds = newGroup(addGroupSize, measured(l.metrics, bulkAddOperation, l.commitAdds))
+	l.changes = newGroup(changeGroupSize, measured(l.metrics, changeOperation, l.commitChanges))
 	runs := []func(context.Context){l.adds.run, l.bulkAdds.run, l.changes.run}
 	if l.notify != nil {
 		runs = append(runs, l.notify.send, l.notify.listen, l.notify.poll)

@@ -36,6 +36,7 @@ func TestPlansOfAnEmptyDatabase(t *testing.T) {
 		{"due", sweeps[0].query, []any{10}, []string{"send USING INDEX send_due (due_at<?)"}, []string{"send_due on send"}},
 		{"expired", sweeps[1].query, []any{10}, []string{"send USING INDEX send_expire"}, []string{"send_expire on send"}},
 		{"orphaned", sweeps[2].query, []any{10}, []string{"s USING INDEX send_owner (owner=?)"}, []string{"send_owner on send s"}},
+		{"backlogs", backlogQuery, nil, []string{"y USING COVERING INDEX send_ready (company=? AND queue=?)", "s USING PRIMARY KEY (company=? AND queue=? AND pos=?)"}, []string{"send_ready on send y", "send_pkey on send s"}},
 		{"lapsed anywhere", sweeps[3].query, []any{10}, []string{"send_lease"}, []string{"send"}},
 	}
 	eachBackend(t, func(t *testing.T, c Config) {
@@ -78,7 +79,11 @@ func explain(t *testing.T, l *Ledger, query string, args []any) string {
 			t.Fatal(err)
 		}
 		defer conn.ExecContext(t.Context(), "DEALLOCATE planned")
-		statement, args = "EXPLAIN (COSTS OFF) EXECUTE planned("+strings.TrimSuffix(strings.Repeat("NULL, ", len(args)), ", ")+")", nil
+		nulls := ""
+		if len(args) > 0 {
+			nulls = "(" + strings.TrimSuffix(strings.Repeat("NULL, ", len(args)), ", ") + ")"
+		}
+		statement, args = "EXPLAIN (COSTS OFF) EXECUTE planned"+nulls, nil
 	}
 	rows, err := conn.QueryContext(t.Context(), statement, args...)
 	if err != nil {

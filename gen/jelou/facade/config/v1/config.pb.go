@@ -277,8 +277,12 @@ type Config struct {
 	Callers []*Caller `protobuf:"bytes,7,rep,name=callers,proto3" json:"callers,omitempty"`
 	// How callers may prove who they are, beside API keys and certificates.
 	Authentication *Authentication `protobuf:"bytes,8,opt,name=authentication,proto3" json:"authentication,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// The admin port: metrics, health, and a look into the process.
+	Admin *Admin `protobuf:"bytes,11,opt,name=admin,proto3" json:"admin,omitempty"`
+	// Traces.
+	Telemetry     *Telemetry `protobuf:"bytes,12,opt,name=telemetry,proto3" json:"telemetry,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Config) Reset() {
@@ -363,6 +367,20 @@ func (x *Config) GetCallers() []*Caller {
 func (x *Config) GetAuthentication() *Authentication {
 	if x != nil {
 		return x.Authentication
+	}
+	return nil
+}
+
+func (x *Config) GetAdmin() *Admin {
+	if x != nil {
+		return x.Admin
+	}
+	return nil
+}
+
+func (x *Config) GetTelemetry() *Telemetry {
+	if x != nil {
+		return x.Telemetry
 	}
 	return nil
 }
@@ -1294,6 +1312,121 @@ func (x *Bounds) GetCallerWaiting() int32 {
 	return 0
 }
 
+// Admin is the port for those who run the server: /metrics for Prometheus, /livez, /readyz and grpc.health.v1, and on
+// loopback connections only /debug/pprof and gRPC's channelz. Nothing of it is on the other ports. It has no authentication.
+type Admin struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// host:port; port 0 takes a free one. 127.0.0.1:9464 when empty. Other than loopback addresses need open_to_network.
+	Address string `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	// Allows an address that other machines reach, as Prometheus and a kubelet do: metrics name companies and callers,
+	// and whoever reaches the port can read them. Let a network policy say who that is.
+	OpenToNetwork bool `protobuf:"varint,2,opt,name=open_to_network,json=openToNetwork,proto3" json:"open_to_network,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Admin) Reset() {
+	*x = Admin{}
+	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Admin) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Admin) ProtoMessage() {}
+
+func (x *Admin) ProtoReflect() protoreflect.Message {
+	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Admin.ProtoReflect.Descriptor instead.
+func (*Admin) Descriptor() ([]byte, []int) {
+	return file_jelou_facade_config_v1_config_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Admin) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *Admin) GetOpenToNetwork() bool {
+	if x != nil {
+		return x.OpenToNetwork
+	}
+	return false
+}
+
+// Telemetry is where traces go: to an OTLP collector. They hold no phone number, text, bot or credential. Without
+// an endpoint here or in OTEL_EXPORTER_OTLP_ENDPOINT there are none. The standard variables of OpenTelemetry count too,
+// such as OTEL_EXPORTER_OTLP_HEADERS and OTEL_EXPORTER_OTLP_PROTOCOL (grpc, or http/protobuf).
+type Telemetry struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The collector's URL: http:// for a connection without TLS, https:// with it.
+	OtlpEndpoint string `protobuf:"bytes,1,opt,name=otlp_endpoint,json=otlpEndpoint,proto3" json:"otlp_endpoint,omitempty"`
+	// The part of the calls that is traced whose caller has not decided it by a traceparent, 0 to 1. When 0 what
+	// OTEL_TRACES_SAMPLER says, and all where it says nothing.
+	SampleRatio   float64 `protobuf:"fixed64,2,opt,name=sample_ratio,json=sampleRatio,proto3" json:"sample_ratio,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Telemetry) Reset() {
+	*x = Telemetry{}
+	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Telemetry) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Telemetry) ProtoMessage() {}
+
+func (x *Telemetry) ProtoReflect() protoreflect.Message {
+	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Telemetry.ProtoReflect.Descriptor instead.
+func (*Telemetry) Descriptor() ([]byte, []int) {
+	return file_jelou_facade_config_v1_config_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Telemetry) GetOtlpEndpoint() string {
+	if x != nil {
+		return x.OtlpEndpoint
+	}
+	return ""
+}
+
+func (x *Telemetry) GetSampleRatio() float64 {
+	if x != nil {
+		return x.SampleRatio
+	}
+	return 0
+}
+
 // Key is one API key, as `jelou-facade caller new` makes them. Two keys are valid at once while one replaces the other.
 type Caller_Key struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1307,7 +1440,7 @@ type Caller_Key struct {
 
 func (x *Caller_Key) Reset() {
 	*x = Caller_Key{}
-	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[12]
+	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1319,7 +1452,7 @@ func (x *Caller_Key) String() string {
 func (*Caller_Key) ProtoMessage() {}
 
 func (x *Caller_Key) ProtoReflect() protoreflect.Message {
-	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[12]
+	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1362,7 +1495,7 @@ type Caller_Token struct {
 
 func (x *Caller_Token) Reset() {
 	*x = Caller_Token{}
-	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[13]
+	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1374,7 +1507,7 @@ func (x *Caller_Token) String() string {
 func (*Caller_Token) ProtoMessage() {}
 
 func (x *Caller_Token) ProtoReflect() protoreflect.Message {
-	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[13]
+	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1408,7 +1541,7 @@ var File_jelou_facade_config_v1_config_proto protoreflect.FileDescriptor
 
 const file_jelou_facade_config_v1_config_proto_rawDesc = "" +
 	"\n" +
-	"#jelou/facade/config/v1/config.proto\x12\x16jelou.facade.config.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ajelou/facade/v1/send.proto\"\x93\x05\n" +
+	"#jelou/facade/config/v1/config.proto\x12\x16jelou.facade.config.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ajelou/facade/v1/send.proto\"\x89\x06\n" +
 	"\x06Config\x126\n" +
 	"\x06listen\x18\x01 \x01(\v2\x1e.jelou.facade.config.v1.ListenR\x06listen\x126\n" +
 	"\x06ledger\x18\x02 \x01(\v2\x1e.jelou.facade.config.v1.LedgerR\x06ledger\x12\x91\x01\n" +
@@ -1419,7 +1552,9 @@ const file_jelou_facade_config_v1_config_proto_rawDesc = "" +
 	"\x06bounds\x18\x06 \x01(\v2\x1e.jelou.facade.config.v1.BoundsR\x06bounds\x12\x8f\x01\n" +
 	"\acallers\x18\a \x03(\v2\x1e.jelou.facade.config.v1.CallerBU\xbaHR\xba\x01I\n" +
 	"\x0ecallers.unique\x12\x19must have different names\x1a\x1cthis.map(c, c.name).unique()\x92\x01\x03\x10\x90NR\acallers\x12N\n" +
-	"\x0eauthentication\x18\b \x01(\v2&.jelou.facade.config.v1.AuthenticationR\x0eauthentication\"\xa0\x01\n" +
+	"\x0eauthentication\x18\b \x01(\v2&.jelou.facade.config.v1.AuthenticationR\x0eauthentication\x123\n" +
+	"\x05admin\x18\v \x01(\v2\x1d.jelou.facade.config.v1.AdminR\x05admin\x12?\n" +
+	"\ttelemetry\x18\f \x01(\v2!.jelou.facade.config.v1.TelemetryR\ttelemetry\"\xa0\x01\n" +
 	"\x0eAuthentication\x12\x8d\x01\n" +
 	"\aissuers\x18\x01 \x03(\v2#.jelou.facade.config.v1.TokenIssuerBN\xbaHK\xba\x01C\n" +
 	"\x0eissuers.unique\x12\x11must be different\x1a\x1ethis.map(i, i.issuer).unique()\x92\x01\x02\x10\x14R\aissuers\"\x82\x04\n" +
@@ -1554,7 +1689,16 @@ const file_jelou_facade_config_v1_config_proto_rawDesc = "" +
 	"\x06Bounds\x120\n" +
 	"\x0fcompany_waiting\x18\x01 \x01(\x05B\a\xbaH\x04\x1a\x02(\x00R\x0ecompanyWaiting\x12*\n" +
 	"\flane_waiting\x18\x02 \x01(\x05B\a\xbaH\x04\x1a\x02(\x00R\vlaneWaiting\x12.\n" +
-	"\x0ecaller_waiting\x18\x03 \x01(\x05B\a\xbaH\x04\x1a\x02(\x00R\rcallerWaitingBLP\x01ZHgithub.com/jelou-facade/jelou-facade/gen/jelou/facade/config/v1;configv1b\x06proto3"
+	"\x0ecaller_waiting\x18\x03 \x01(\x05B\a\xbaH\x04\x1a\x02(\x00R\rcallerWaiting\"\xd2\x03\n" +
+	"\x05Admin\x12\xa5\x01\n" +
+	"\aaddress\x18\x01 \x01(\tB\x8a\x01\xbaH\x86\x01\xba\x01\x82\x01\n" +
+	"\aaddress\x12-must be host:port, for example 127.0.0.1:9464\x1aHthis == '' || this.isHostAndPort(true) || this.matches(r'^:[0-9]{1,5}$')R\aaddress\x12&\n" +
+	"\x0fopen_to_network\x18\x02 \x01(\bR\ropenToNetwork:\xf8\x01\xbaH\xf4\x01\x1a\xf1\x01\n" +
+	"\x15admin.open_to_network\x12faddress: is not a loopback address; set open_to_network where only those who may read metrics reach it\x1apthis.open_to_network || this.address == '' || this.address.matches(r'^(127\\.[0-9.]+|localhost|\\[::1\\]):[0-9]+$')\"\xe2\x01\n" +
+	"\tTelemetry\x12\x98\x01\n" +
+	"\rotlp_endpoint\x18\x01 \x01(\tBs\xbaHp\xba\x01m\n" +
+	"\rotlp_endpoint\x12*must be an http or https URL without query\x1a0this == '' || this.matches(r'^https?://[^?#]+$')R\fotlpEndpoint\x12:\n" +
+	"\fsample_ratio\x18\x02 \x01(\x01B\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\xf0?)\x00\x00\x00\x00\x00\x00\x00\x00R\vsampleRatioBLP\x01ZHgithub.com/jelou-facade/jelou-facade/gen/jelou/facade/config/v1;configv1b\x06proto3"
 
 var (
 	file_jelou_facade_config_v1_config_proto_rawDescOnce sync.Once
@@ -1569,7 +1713,7 @@ func file_jelou_facade_config_v1_config_proto_rawDescGZIP() []byte {
 }
 
 var file_jelou_facade_config_v1_config_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_jelou_facade_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_jelou_facade_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_jelou_facade_config_v1_config_proto_goTypes = []any{
 	(Tls_Version)(0),              // 0: jelou.facade.config.v1.Tls.Version
 	(Company_Evidence)(0),         // 1: jelou.facade.config.v1.Company.Evidence
@@ -1587,11 +1731,13 @@ var file_jelou_facade_config_v1_config_proto_goTypes = []any{
 	(*Log)(nil),                   // 13: jelou.facade.config.v1.Log
 	(*Shutdown)(nil),              // 14: jelou.facade.config.v1.Shutdown
 	(*Bounds)(nil),                // 15: jelou.facade.config.v1.Bounds
-	(*Caller_Key)(nil),            // 16: jelou.facade.config.v1.Caller.Key
-	(*Caller_Token)(nil),          // 17: jelou.facade.config.v1.Caller.Token
-	(v1.SendOptions_Lane)(0),      // 18: jelou.facade.v1.SendOptions.Lane
-	(*durationpb.Duration)(nil),   // 19: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 20: google.protobuf.Timestamp
+	(*Admin)(nil),                 // 16: jelou.facade.config.v1.Admin
+	(*Telemetry)(nil),             // 17: jelou.facade.config.v1.Telemetry
+	(*Caller_Key)(nil),            // 18: jelou.facade.config.v1.Caller.Key
+	(*Caller_Token)(nil),          // 19: jelou.facade.config.v1.Caller.Token
+	(v1.SendOptions_Lane)(0),      // 20: jelou.facade.v1.SendOptions.Lane
+	(*durationpb.Duration)(nil),   // 21: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 22: google.protobuf.Timestamp
 }
 var file_jelou_facade_config_v1_config_proto_depIdxs = []int32{
 	8,  // 0: jelou.facade.config.v1.Config.listen:type_name -> jelou.facade.config.v1.Listen
@@ -1602,30 +1748,32 @@ var file_jelou_facade_config_v1_config_proto_depIdxs = []int32{
 	15, // 5: jelou.facade.config.v1.Config.bounds:type_name -> jelou.facade.config.v1.Bounds
 	7,  // 6: jelou.facade.config.v1.Config.callers:type_name -> jelou.facade.config.v1.Caller
 	5,  // 7: jelou.facade.config.v1.Config.authentication:type_name -> jelou.facade.config.v1.Authentication
-	6,  // 8: jelou.facade.config.v1.Authentication.issuers:type_name -> jelou.facade.config.v1.TokenIssuer
-	16, // 9: jelou.facade.config.v1.Caller.keys:type_name -> jelou.facade.config.v1.Caller.Key
-	17, // 10: jelou.facade.config.v1.Caller.tokens:type_name -> jelou.facade.config.v1.Caller.Token
-	18, // 11: jelou.facade.config.v1.Caller.lanes:type_name -> jelou.facade.v1.SendOptions.Lane
-	9,  // 12: jelou.facade.config.v1.Listen.tls:type_name -> jelou.facade.config.v1.Tls
-	19, // 13: jelou.facade.config.v1.Listen.max_connection_age:type_name -> google.protobuf.Duration
-	19, // 14: jelou.facade.config.v1.Listen.max_connection_age_grace:type_name -> google.protobuf.Duration
-	19, // 15: jelou.facade.config.v1.Listen.keepalive:type_name -> google.protobuf.Duration
-	0,  // 16: jelou.facade.config.v1.Tls.min_version:type_name -> jelou.facade.config.v1.Tls.Version
-	19, // 17: jelou.facade.config.v1.Ledger.retention:type_name -> google.protobuf.Duration
-	12, // 18: jelou.facade.config.v1.Company.allowance:type_name -> jelou.facade.config.v1.Allowance
-	1,  // 19: jelou.facade.config.v1.Company.evidence:type_name -> jelou.facade.config.v1.Company.Evidence
-	19, // 20: jelou.facade.config.v1.Company.attempt_timeout:type_name -> google.protobuf.Duration
-	19, // 21: jelou.facade.config.v1.Company.recipient_interval:type_name -> google.protobuf.Duration
-	19, // 22: jelou.facade.config.v1.Allowance.window:type_name -> google.protobuf.Duration
-	2,  // 23: jelou.facade.config.v1.Log.level:type_name -> jelou.facade.config.v1.Log.Level
-	3,  // 24: jelou.facade.config.v1.Log.format:type_name -> jelou.facade.config.v1.Log.Format
-	19, // 25: jelou.facade.config.v1.Shutdown.drain_timeout:type_name -> google.protobuf.Duration
-	20, // 26: jelou.facade.config.v1.Caller.Key.expire_time:type_name -> google.protobuf.Timestamp
-	27, // [27:27] is the sub-list for method output_type
-	27, // [27:27] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	16, // 8: jelou.facade.config.v1.Config.admin:type_name -> jelou.facade.config.v1.Admin
+	17, // 9: jelou.facade.config.v1.Config.telemetry:type_name -> jelou.facade.config.v1.Telemetry
+	6,  // 10: jelou.facade.config.v1.Authentication.issuers:type_name -> jelou.facade.config.v1.TokenIssuer
+	18, // 11: jelou.facade.config.v1.Caller.keys:type_name -> jelou.facade.config.v1.Caller.Key
+	19, // 12: jelou.facade.config.v1.Caller.tokens:type_name -> jelou.facade.config.v1.Caller.Token
+	20, // 13: jelou.facade.config.v1.Caller.lanes:type_name -> jelou.facade.v1.SendOptions.Lane
+	9,  // 14: jelou.facade.config.v1.Listen.tls:type_name -> jelou.facade.config.v1.Tls
+	21, // 15: jelou.facade.config.v1.Listen.max_connection_age:type_name -> google.protobuf.Duration
+	21, // 16: jelou.facade.config.v1.Listen.max_connection_age_grace:type_name -> google.protobuf.Duration
+	21, // 17: jelou.facade.config.v1.Listen.keepalive:type_name -> google.protobuf.Duration
+	0,  // 18: jelou.facade.config.v1.Tls.min_version:type_name -> jelou.facade.config.v1.Tls.Version
+	21, // 19: jelou.facade.config.v1.Ledger.retention:type_name -> google.protobuf.Duration
+	12, // 20: jelou.facade.config.v1.Company.allowance:type_name -> jelou.facade.config.v1.Allowance
+	1,  // 21: jelou.facade.config.v1.Company.evidence:type_name -> jelou.facade.config.v1.Company.Evidence
+	21, // 22: jelou.facade.config.v1.Company.attempt_timeout:type_name -> google.protobuf.Duration
+	21, // 23: jelou.facade.config.v1.Company.recipient_interval:type_name -> google.protobuf.Duration
+	21, // 24: jelou.facade.config.v1.Allowance.window:type_name -> google.protobuf.Duration
+	2,  // 25: jelou.facade.config.v1.Log.level:type_name -> jelou.facade.config.v1.Log.Level
+	3,  // 26: jelou.facade.config.v1.Log.format:type_name -> jelou.facade.config.v1.Log.Format
+	21, // 27: jelou.facade.config.v1.Shutdown.drain_timeout:type_name -> google.protobuf.Duration
+	22, // 28: jelou.facade.config.v1.Caller.Key.expire_time:type_name -> google.protobuf.Timestamp
+	29, // [29:29] is the sub-list for method output_type
+	29, // [29:29] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_jelou_facade_config_v1_config_proto_init() }
@@ -1639,7 +1787,7 @@ func file_jelou_facade_config_v1_config_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_jelou_facade_config_v1_config_proto_rawDesc), len(file_jelou_facade_config_v1_config_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   14,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

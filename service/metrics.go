@@ -1,0 +1,130 @@
+package service
+
+import (
+	"context"
+	"net/http"
+	"strconv"
+	"time"
+
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/metric"
+	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
+	"google.golang.org/grpc/codes"
+
+	"github.com/jelou-facade/jelou-facade/service/telemetry"
+	"github.com/jelou-facade/jelou-facade/service/version"
+)
+
+// A transport is how a call came.
+type transport string
+
+const (
+	overGRPC transport = "grpc"
+	overREST transport = "rest"
+)
+
+// callMetrics are rate, errors and duration of the calls. Their attributes are closed sets: methods, codes and reasons of the
+// protos, and callers of the configuration.
+type callMetrics struct {
+	calls    metric.Float64Histogram
+	refusals metric.Int64Counter
+	requests metric.Float64Histogram
+}
+
+var callSeconds = metric.WithExplicitBucketBoundaries(.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60)
+
+func newCallMetrics(meter metric.Meter) *callMetrics {
+	return &callMetrics{
+		calls: must(meter.Float64Histogram("rpc.server.call.duration", metric.WithUnit("s"), callSeconds,
+			metric.WithDescription("How long calls took, over gRPC and REST, by method and code. A stream is one call."))),
+		refusals: must(meter.Int64Counter("jelou.call.errors",
+			metric.WithDescription("Calls that ended with an error, by caller and reason (docs/errors.md)."))),
+		requests: must(meter.Float64Histogram("http.server.request.duration", metric.WithUnit("s"), callSeconds,
+			metric.WithDescription("How long REST requests took, those among them that reach no method."))),
+	}
+}
+
+// must is for what fails only by a wrong constant.
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
+}
+
+// note measures a call that is over.
+func (m *callMetrics) note(ctx context.Context, c *call, code codes.Code, reason string) {
+	m.calls.Record(ctx, time.Since(c.start).Seconds(), metric.WithAttributes(
+		semconv.RPCSystemNameGRPC, semconv.RPCMethod(c.rpc()), semconv.RPCResponseStatusCode(codeNames[code]), attribute.String("transport", string(c.transport))))
+	if reason != "" {
+		m.refusals.Add(ctx, 1, metric.WithAttributes(attribute.String("caller", callerName(ctx)), attribute.String("reason", reason)))
+	}
+}
+
+// measure measures the requests of a handler.
+func (m *callMetrics) measure(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		began, seen := time.Now(), &statusWriter{ResponseWriter: w, status: http.StatusOK}
+		defer func() {
+			m.requests.Record(r.Context(), time.Since(began).Seconds(), metric.WithAttributes(
+				semconv.HTTPRequestMethodKey.String(knownMethod(r.Method)), attribute.String("http.response.status_code", strconv.Itoa(seen.status))))
+		}()
+		next.ServeHTTP(seen, r)
+	})
+}
+
+// knownMethod is a request's method, for those that the routes have, and what stands for all others.
+func knownMethod(method string) string {
+	switch method {
+	case http.MethodGet, http.MethodPost, http.MethodHead, http.MethodOptions:
+		return method
+	}
+	return "_OTHER"
+}
+
+// statusWriter notes the status of an answer.
+type statusWriter struct {
+	http.ResponseWriter
+	status int
+}
+
+func (w *statusWriter) WriteHeader(status int) {
+	w.status = status
+	w.ResponseWriter.WriteHeader(status)
+}
+
+// Unwrap lets http.ResponseController reach what this stands before.
+func (w *statusWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// observeServer tells about the process: what it is, whether it is ready, how the ledger stands, and who was not let in.
+func observeServer(t *telemetry.Telemetry, r *readiness, d *doors) {
+	meter, build := t.Meter(), version.Read()
+	about := must(meter.Int64ObservableGauge("jelou.build.info", metric.WithDescription("1, with the version and the commit of this program.")))
+	ready := must(meter.Int64ObservableGauge("jelou.ready", metric.WithDescription("1 while this process takes calls (/readyz says why not).")))
+	up := must(meter.Int64ObservableGauge("jelou.ledger.up", metric.WithDescription("1 while the ledger's database answers.")))
+	held := must(meter.Int64ObservableGauge("jelou.ledger.held", metric.WithDescription("1 while the ledger is held until a person releases it, by cause: moved or rewound.")))
+	durable := must(meter.Int64ObservableGauge("jelou.ledger.durable_failover", metric.WithDescription("1 where a failover of the database loses nothing that was confirmed.")))
+	refused := must(meter.Int64ObservableCounter("jelou.credentials.refused", metric.WithDescription("Credentials of callers that were refused, by reason.")))
+	built := metric.WithAttributes(attribute.String("version", build.Version), attribute.String("commit", build.Commit), attribute.String("go", build.Go))
+	moved, rewound := metric.WithAttributes(attribute.String("cause", "moved")), metric.WithAttributes(attribute.String("cause", "rewound"))
+	must(meter.RegisterCallback(func(_ context.Context, o metric.Observer) error {
+		c := r.current()
+		o.ObserveInt64(about, 1, built)
+		o.ObserveInt64(ready, oneIf(c.ready()))
+		o.ObserveInt64(up, oneIf(c.ledgerUp))
+		o.ObserveInt64(held, oneIf(c.halt.Held && !c.halt.Rewound), moved)
+		o.ObserveInt64(held, oneIf(c.halt.Held && c.halt.Rewound), rewound)
+		o.ObserveInt64(durable, oneIf(c.durability.Failover))
+		for reason, n := range d.attempts.Refused() {
+			o.ObserveInt64(refused, n, metric.WithAttributes(attribute.String("reason", string(reason))))
+		}
+		return nil
+	}, about, ready, up, held, durable, refused))
+}
+
+func oneIf(b bool) int64 {
+	if b {
+		return 1
+	}
+	return 0
+}
