@@ -202,7 +202,7 @@ func (s *core) queueOne(ctx context.Context, n ledger.NewSend) (*facadev1.Send, 
 	if err != nil {
 		return nil, err
 	}
-	row, err := s.add(ctx, n, expected)
+	row, _, err := s.add(ctx, n, expected)
 	if err != nil {
 		return nil, err
 	}
@@ -238,7 +238,7 @@ func (s *core) waitForOne(ctx context.Context, n ledger.NewSend, o *facadev1.Sen
 		}
 	}()
 	for {
-		row, err := s.add(ctx, n, expected)
+		row, joined, err := s.add(ctx, n, expected)
 		if err != nil {
 			return nil, err
 		}
@@ -246,7 +246,7 @@ func (s *core) waitForOne(ctx context.Context, n ledger.NewSend, o *facadev1.Sen
 		if row, err = s.ledger.Wait(waiting, id); err != nil {
 			return s.giveUp(ctx, id)
 		}
-		if row.State == ledger.Expired && n.RequestID != "" && waiting.Err() == nil && expiredWithOther(row, n) {
+		if joined && row.State == ledger.Expired && waiting.Err() == nil && expiredWithOther(row, n) {
 			continue // joined a send whose own caller left: it never left, so it starts again for this one
 		}
 		return s.answer(ctx, row)
@@ -272,21 +272,22 @@ func waitOf(ctx context.Context, hasID bool) time.Duration {
 	return min(bound, left-min(left/10, 50*time.Millisecond))
 }
 
-// add stores one send, which is expected to wait for so long, or finds the one that it repeats.
-func (s *core) add(ctx context.Context, n ledger.NewSend, expected time.Duration) (ledger.Send, error) {
+// add stores one send, which is expected to wait for so long, or finds and joins the one that it repeats.
+func (s *core) add(ctx context.Context, n ledger.NewSend, expected time.Duration) (row ledger.Send, joined bool, err error) {
 	if err := s.accepts(ctx); err != nil {
-		return ledger.Send{}, err
+		return ledger.Send{}, false, err
 	}
 	added, err := s.ledger.Add(ctx, []ledger.NewSend{n})
 	switch {
 	case errors.Is(err, ledger.ErrUncertain):
 		// The commit's answer was lost: the row is there or not, and only the row can say.
-		return s.lookUp(ctx, added[0].Send.ID, err)
+		row, err = s.lookUp(ctx, added[0].Send.ID, err)
+		return row, false, err
 	case err != nil:
-		return ledger.Send{}, err
+		return ledger.Send{}, false, err
 	case added[0].Err != nil:
 		s.dispatch.Added(n.Company, n.Lane, n.Caller, -1)
-		return ledger.Send{}, added[0].Err
+		return ledger.Send{}, false, added[0].Err
 	}
 	note(ctx, slog.String("send_id", added[0].Send.ID.String()), slog.Bool("joined", added[0].Joined))
 	if added[0].Joined {
@@ -295,7 +296,7 @@ func (s *core) add(ctx context.Context, n ledger.NewSend, expected time.Duration
 	} else {
 		s.dispatch.Promised(added[0].Send.ID, expected)
 	}
-	return added[0].Send, nil
+	return added[0].Send, added[0].Joined, nil
 }
 
 // lookUp finds out whether a send was stored, for as long as the call lasts.

@@ -121,6 +121,8 @@ var refusals = []refusal{
 	{name: "failure inside 200", reason: "UPSTREAM_REFUSED", code: codes.FailedPrecondition, http: 400, domain: jelouDomain, fault: &jelousim.Fault{Kind: jelousim.FaultSuccessFalse}, method: sendMessage, request: textTo(openUser, "hola")},
 	{name: "429 and no time left", reason: "UPSTREAM_RATE_LIMITED", code: codes.ResourceExhausted, http: 429, domain: jelouDomain, retry: true, timeout: 2 * time.Second,
 		fault: &jelousim.Fault{Kind: jelousim.FaultThrottle, Times: 50, RetryAfter: jelousim.Duration(5 * time.Second)}, method: sendMessage, request: textTo(openUser, "hola")},
+	{name: "429 and no time left, with a request_id", reason: "UPSTREAM_RATE_LIMITED", code: codes.ResourceExhausted, http: 429, domain: jelouDomain, retry: true, timeout: 4 * time.Second,
+		fault: &jelousim.Fault{Kind: jelousim.FaultThrottle, Times: 50, RetryAfter: jelousim.Duration(5 * time.Second)}, method: sendMessage, request: withID(textTo(openUser, "hola"), "throttled-1")},
 	{name: "connection refused", reason: "UPSTREAM_UNREACHABLE", code: codes.Unavailable, http: 503, retry: true, timeout: 1500 * time.Millisecond, setup: func(s *setup) { s.baseURL = "http://127.0.0.1:1" }, method: sendMessage, request: textTo(openUser, "hola")},
 	{name: "reset after accepting", reason: "OUTCOME_UNKNOWN", code: codes.Unknown, http: 500, fault: &jelousim.Fault{Kind: jelousim.FaultReset, Accepted: true}, method: sendMessage, request: textTo(openUser, "hola")},
 	{name: "HTML 502", reason: "OUTCOME_UNKNOWN", code: codes.Unknown, http: 500, fault: &jelousim.Fault{Kind: jelousim.FaultBadGateway}, method: sendMessage, request: textTo(openUser, "hola")},
