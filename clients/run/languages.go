@@ -1,0 +1,65 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+)
+
+// language is a client and how it is installed, built and run. Commands run in the root of the repository.
+type language struct {
+	name    string
+	setup   [][]string // install and build, in order
+	runner  []string   // speaks clients/exchange
+	example []string   // takes the server's host:port; nil: none
+	rest    bool       // speaks REST, not gRPC
+}
+
+var languages = []language{
+	{
+		name:    "go",
+		setup:   [][]string{{"go", "build", "-o", "bin/", "./clients/go/..."}},
+		runner:  []string{"bin/runner"},
+		example: []string{"bin/example"},
+	},
+	{
+		name:   "rest",
+		setup:  [][]string{{"go", "build", "-o", "bin/", "./clients/rest"}},
+		runner: []string{"bin/rest", "service/openapi.json"},
+		rest:   true,
+	},
+}
+
+// choose picks languages by their names, all for none.
+func choose(names string) ([]language, error) {
+	if names == "" {
+		return languages, nil
+	}
+	var chosen []language
+	for _, name := range strings.Split(names, ",") {
+		found := false
+		for _, l := range languages {
+			if l.name == name {
+				chosen, found = append(chosen, l), true
+			}
+		}
+		if !found {
+			return nil, fmt.Errorf("no client is called %q", name)
+		}
+	}
+	return chosen, nil
+}
+
+// prepare installs and builds. What a command prints is shown only when it fails.
+func (l language) prepare(ctx context.Context) error {
+	for _, words := range l.setup {
+		command := exec.CommandContext(ctx, words[0], words[1:]...)
+		if out, err := command.CombinedOutput(); err != nil {
+			_, _ = os.Stderr.Write(out)
+			return fmt.Errorf("%s: %w", strings.Join(words, " "), err)
+		}
+	}
+	return nil
+}
