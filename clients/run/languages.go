@@ -25,6 +25,16 @@ var languages = []language{
 		example: []string{"bin/example"},
 	},
 	{
+		name: "python",
+		setup: [][]string{
+			{"python3", "-m", "venv", "clients/python/.venv"},
+			{"clients/python/.venv/bin/pip", "install", "--quiet", "--require-hashes", "-r", "clients/python/requirements.txt"},
+			{"clients/python/generate.sh"},
+		},
+		runner:  []string{"clients/python/.venv/bin/python", "clients/python/runner.py"},
+		example: []string{"clients/python/.venv/bin/python", "clients/python/example.py"},
+	},
+	{
 		name:   "rest",
 		setup:  [][]string{{"go", "build", "-o", "bin/", "./clients/rest"}},
 		runner: []string{"bin/rest", "service/openapi.json"},
