@@ -13,8 +13,11 @@ import (
 	"time"
 )
 
-// binaries are the servers.
-type binaries struct{ facade, simulator string }
+// binaries are what was built.
+type binaries struct {
+	facade, simulator string
+	prepared          map[string]bool // commands of languages that were run
+}
 
 // buildServers builds the servers into bin/, which git ignores.
 func buildServers(ctx context.Context) (*binaries, error) {
@@ -23,7 +26,7 @@ func buildServers(ctx context.Context) (*binaries, error) {
 	if err := build.Run(); err != nil {
 		return nil, fmt.Errorf("build the servers, from the root of the repository: %w", err)
 	}
-	return &binaries{facade: "bin/jelou-facade", simulator: "bin/jelousim"}, nil
+	return &binaries{facade: "bin/jelou-facade", simulator: "bin/jelousim", prepared: map[string]bool{}}, nil
 }
 
 // child is a process that says on standard output where it serves.

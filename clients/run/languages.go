@@ -17,6 +17,12 @@ type language struct {
 	rest    bool       // speaks REST, not gRPC
 }
 
+var typescript = [][]string{
+	{"npm", "ci", "--prefix", "clients/typescript", "--no-audit", "--no-fund"},
+	{"npm", "run", "--prefix", "clients/typescript", "generate"},
+	{"npm", "run", "--prefix", "clients/typescript", "build"},
+}
+
 var languages = []language{
 	{
 		name:    "go",
@@ -33,6 +39,18 @@ var languages = []language{
 		},
 		runner:  []string{"clients/python/.venv/bin/python", "clients/python/runner.py"},
 		example: []string{"clients/python/.venv/bin/python", "clients/python/example.py"},
+	},
+	{
+		name:    "connect-node",
+		setup:   typescript,
+		runner:  []string{"node", "clients/typescript/dist/runner.js", "connect-node"},
+		example: []string{"node", "clients/typescript/dist/example.js"},
+	},
+	{
+		name:    "grpc-js",
+		setup:   typescript,
+		runner:  []string{"node", "clients/typescript/dist/runner.js", "grpc-js"},
+		example: []string{"node", "clients/typescript/dist/example-grpcjs.js"},
 	},
 	{
 		name:   "rest",
@@ -62,14 +80,18 @@ func choose(names string) ([]language, error) {
 	return chosen, nil
 }
 
-// prepare installs and builds. What a command prints is shown only when it fails.
-func (l language) prepare(ctx context.Context) error {
+// prepare installs and builds, each command once for all languages. What it prints is shown only when it fails.
+func (l language) prepare(ctx context.Context, done map[string]bool) error {
 	for _, words := range l.setup {
-		command := exec.CommandContext(ctx, words[0], words[1:]...)
-		if out, err := command.CombinedOutput(); err != nil {
-			_, _ = os.Stderr.Write(out)
-			return fmt.Errorf("%s: %w", strings.Join(words, " "), err)
+		line := strings.Join(words, " ")
+		if done[line] {
+			continue
 		}
+		if out, err := exec.CommandContext(ctx, words[0], words[1:]...).CombinedOutput(); err != nil {
+			_, _ = os.Stderr.Write(out)
+			return fmt.Errorf("%s: %w", line, err)
+		}
+		done[line] = true
 	}
 	return nil
 }

@@ -17,6 +17,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"text/tabwriter"
 	"time"
@@ -85,15 +86,17 @@ type column struct {
 }
 
 // runLanguage installs, builds and runs one language.
-func runLanguage(ctx context.Context, l language, f *file, b *binaries, withExample, verbose bool) (column, error) {
-	c := column{language: l.name, problems: map[string]error{}}
+func runLanguage(ctx context.Context, l language, f *file, b *binaries, withExample, verbose bool) (*column, error) {
+	c := &column{language: l.name, problems: map[string]error{}}
 	start := time.Now()
-	if err := l.prepare(ctx); err != nil {
+	if err := l.prepare(ctx, b.prepared); err != nil {
 		return c, err
 	}
 	prepared := time.Since(start)
+	var example sync.WaitGroup // it mostly waits for its turn
+	defer example.Wait()
 	if withExample && l.example != nil {
-		c.example = runExample(ctx, l, b)
+		example.Go(func() { c.example = runExample(ctx, l, b) })
 	}
 	w, err := newWorld(f, b, l)
 	if err != nil {
@@ -108,13 +111,14 @@ func runLanguage(ctx context.Context, l language, f *file, b *binaries, withExam
 		err := w.play(ctx, s)
 		c.problems[s.Name] = err
 		if verbose || err != nil {
-			fmt.Printf("%-10s %5.1f s  %s: %s\n", l.name, time.Since(began).Seconds(), s.Name, verdict(err))
+			fmt.Printf("%-12s %5.1f s  %s: %s\n", l.name, time.Since(began).Seconds(), s.Name, verdict(err))
 		}
 		if ctx.Err() != nil {
 			return c, ctx.Err()
 		}
 	}
-	fmt.Printf("%-10s prepared in %.0f s, ran in %.0f s\n", l.name, prepared.Seconds(), (time.Since(start) - prepared).Seconds())
+	example.Wait()
+	fmt.Printf("%-12s prepared in %.0f s, ran in %.0f s\n", l.name, prepared.Seconds(), (time.Since(start) - prepared).Seconds())
 	return c, nil
 }
 
@@ -128,7 +132,7 @@ func verdict(err error) string {
 // results is the table language by scenario.
 type results struct {
 	file    *file
-	columns []column
+	columns []*column
 }
 
 func (r results) print(out *os.File) {

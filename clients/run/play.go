@@ -42,7 +42,7 @@ func (w *world) play(ctx context.Context, s scenario) error {
 		return err
 	}
 	if report.Accepted != s.Sent || report.Duplicates != 0 {
-		return fmt.Errorf("Jelou accepted %d, %d of them twice, want %d and none", report.Accepted, report.Duplicates, s.Sent)
+		return fmt.Errorf("accepted by Jelou: %d sends, %d of them twice, want %d and none", report.Accepted, report.Duplicates, s.Sent)
 	}
 	return nil
 }

@@ -204,7 +204,7 @@ func (w *world) writeConfig(name, ledger string) error {
 	}
 	config := map[string]any{
 		"ledger": map[string]any{"path": ledger}, "companies": companies, "bounds": w.file.World.Bounds,
-		"log": map[string]any{"level": "INFO", "format": "TEXT"}, "shutdown": map[string]any{"drain_timeout": "5s"},
+		"log": map[string]any{"level": "INFO", "format": "TEXT"}, "shutdown": map[string]any{"drain_timeout": "1s"},
 	}
 	data, err := json.Marshal(config)
 	if err != nil {

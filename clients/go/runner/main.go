@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -146,7 +147,7 @@ func receive(c exchange.Command, stream grpc.ClientStream, kind protoreflect.Mes
 	seen := map[string]int{}
 	for {
 		message := newMessage(kind)
-		if err := stream.RecvMsg(message); err == io.EOF {
+		if err := stream.RecvMsg(message); errors.Is(err, io.EOF) {
 			return nil
 		} else if err != nil {
 			return err
