@@ -18,7 +18,7 @@ BASE ?= $(shell .ci/base)
 GENERATED := gen proto service/openapi.json
 
 .DEFAULT_GOAL := help
-.PHONY: help run build reproducible sbom licences vulnerabilities test postgres generate generated lint breaking modules check tools
+.PHONY: clients client_tools help run build reproducible sbom licences vulnerabilities test postgres generate generated lint breaking modules check tools
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ build: ## Build the programs as they are released, into OUT
 
 test: postgres ## Run all tests with the race detector, on SQLite and on PostgreSQL
 	go test -race -timeout 15m ./...
+
+clients: third_party/proto client_tools ## Play clients/scenarios.json with the client of every language
+	go run ./clients/run
 
 generate: third_party/proto ## Format the protos and generate gen/ and service/openapi.json from them
 	$(BUF) format -w proto
@@ -107,6 +110,19 @@ postgres:
 		echo "the tests need PostgreSQL: install its server (Debian: postgresql) so that initdb is in PATH or in" >&2; \
 		echo "/usr/lib/postgresql/*/bin, or set JELOU_TEST_POSTGRES_URL to a database that they may fill" >&2; \
 		exit 1; \
+	fi
+
+# The clients install their libraries themselves: here it is only checked that their languages are there.
+client_tools:
+	@missing=; for tool in python3 node npm cargo mvn javac; do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
+	python3 -c 'import ensurepip' 2>/dev/null || missing="$$missing python3-venv"; \
+	[ -z "$$missing" ] && exit 0; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && [ "$$missing" = "$${missing/cargo/}" ]; then \
+		echo "installing what the clients need:$$missing"; \
+		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends python3-venv nodejs npm maven default-jdk-headless; \
+	else \
+		echo "the clients need$$missing: Python 3.10 with venv, Node 20 with npm, a JDK 17 with Maven, Rust 1.85 by rustup;" >&2; \
+		echo "or run some of them only: go run ./clients/run -only go,rest" >&2; exit 1; \
 	fi
 
 # The protos' imports, printed from the Go modules that go.mod pins.
