@@ -204,7 +204,7 @@ func (w *world) writeConfig(name, ledger string) error {
 	}
 	config := map[string]any{
 		"ledger": map[string]any{"path": ledger}, "companies": companies, "bounds": w.file.World.Bounds,
-		"log": map[string]any{"level": "INFO", "format": "TEXT"}, "shutdown": map[string]any{"drain_timeout": "1s"},
+		"admin": map[string]any{"address": "127.0.0.1:0"}, "log": map[string]any{"level": "INFO", "format": "TEXT"}, "shutdown": map[string]any{"drain_timeout": "1s"},
 	}
 	data, err := json.Marshal(config)
 	if err != nil {
