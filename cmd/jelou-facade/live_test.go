@@ -33,8 +33,8 @@ import (
 	"github.com/jelou-facade/jelou-facade/service/caller"
 	"github.com/jelou-facade/jelou-facade/service/jelousim"
 	"github.com/jelou-facade/jelou-facade/service/ledger"
-	"github.com/jelou-facade/jelou-facade/service/telemetry"
 	"github.com/jelou-facade/jelou-facade/service/reload"
+	"github.com/jelou-facade/jelou-facade/service/telemetry"
 )
 
 // liveWorld is a server whose configuration is in a folder, in front of the simulator.
@@ -116,10 +116,10 @@ func (w *liveWorld) write(config string) { write(w.T, w.folder, "facade.yaml", c
 func (w *liveWorld) plain(company, rest string) string {
 	return fmt.Sprintf(`listen: {grpc: "127.0.0.1:0", http: "127.0.0.1:0"}
 ledger: {path: ledger.db}
+admin: {address: "127.0.0.1:0"}
 companies:
   - {id: sandbox, base_url: %q, client_id_file: id, client_secret_file: secret, bots: [demo], %s}
 %s
-admin: {address: "127.0.0.1:0"}
 `, w.url, company, rest)
 }
 
@@ -200,8 +200,8 @@ func TestReloadUnderLoad(t *testing.T) {
 func TestReloadRefused(t *testing.T) {
 	w := newLiveWorld(t, func(w *liveWorld) string { return w.plain(fast, "") })
 	for _, c := range []struct{ config, says string }{
-		{w.plain("allowance: {requests: many}", ""), "line 4: invalid value for int32 field requests"},
-		{w.plain(fast, "bounds:\n  lane_waiting: -1"), "line 6: bounds.lane_waiting: must be greater than or equal to 0"},
+		{w.plain("allowance: {requests: many}", ""), "line 5: invalid value for int32 field requests"},
+		{w.plain(fast, "bounds:\n  lane_waiting: -1"), "line 7: bounds.lane_waiting: must be greater than or equal to 0"},
 		{strings.Replace(w.plain(fast, ""), "127.0.0.1:0", "127.0.0.1:50051", 1), "listen.grpc: cannot change while the server runs"},
 		{strings.Replace(w.plain(fast, ""), "ledger.db", "other.db", 1), "ledger: cannot change while the server runs"},
 		{w.plain(fast, "log: {format: TEXT}"), "log.format: cannot change while the server runs"},
