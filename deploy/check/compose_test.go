@@ -1,0 +1,152 @@
+package check
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/compose-spec/compose-go/v2/loader"
+	"github.com/compose-spec/compose-go/v2/types"
+	"sigs.k8s.io/yaml"
+)
+
+const composeFolder = "../compose"
+
+// loadCompose reads the file as `docker compose config` does, schema and references included.
+func loadCompose(t *testing.T) *types.Project {
+	t.Helper()
+	folder, err := filepath.Abs(composeFolder)
+	if err != nil {
+		t.Fatal(err)
+	}
+	project, err := loader.LoadWithContext(context.Background(), types.ConfigDetails{
+		WorkingDir:  folder,
+		ConfigFiles: []types.ConfigFile{{Filename: filepath.Join(folder, "compose.yaml")}},
+		Environment: types.Mapping{},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return project
+}
+
+// prepare makes the secrets in a folder of the test's own.
+func prepare(t *testing.T) string {
+	t.Helper()
+	folder := filepath.Join(t.TempDir(), "local")
+	if out, err := exec.Command("sh", filepath.Join(composeFolder, "prepare.sh"), folder).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return folder
+}
+
+// TestCompose: every file that is mounted is there once prepare.sh has run, images have versions, and nothing is published
+// beyond this machine.
+func TestCompose(t *testing.T) {
+	project := loadCompose(t)
+	local := filepath.Join(project.WorkingDir, "local")
+	prepared := prepare(t)
+	mustExist := func(what, path string) {
+		if _, err := os.Stat(strings.Replace(path, local, prepared, 1)); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	for name, secret := range project.Secrets {
+		mustExist("secret "+name, secret.File)
+	}
+	for name, service := range project.Services {
+		for _, volume := range service.Volumes {
+			if volume.Type == types.VolumeTypeBind {
+				mustExist(name, volume.Source)
+			}
+		}
+		for _, port := range service.Ports {
+			if ip, err := netip.ParseAddr(port.HostIP); err != nil || !ip.IsLoopback() {
+				t.Errorf("%s: port %s is published on %q", name, port.Published, port.HostIP)
+			}
+		}
+		switch {
+		case service.Build != nil:
+			mustExist(name, filepath.Join(service.Build.Context, service.Build.Dockerfile))
+			if !service.ReadOnly || !slices.Equal(service.CapDrop, []string{"ALL"}) {
+				t.Errorf("%s may more than it needs", name)
+			}
+		case !regexp.MustCompile(`:v?[0-9]+\.[0-9.]+$`).MatchString(service.Image):
+			t.Errorf("%s: %s has no version", name, service.Image)
+		}
+	}
+}
+
+// TestComposeFacades: the server takes the configuration, and Prometheus reads each of three.
+func TestComposeFacades(t *testing.T) {
+	project := loadCompose(t)
+	config, err := os.ReadFile(filepath.Join(prepare(t), "facade/facade.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkConfig(t, string(config), "/etc/jelou-facade")
+	var facade struct{ Admin struct{ Address string } }
+	if err := yaml.Unmarshal(config, &facade); err != nil {
+		t.Fatal(err)
+	}
+	_, port, err := net.SplitHostPort(facade.Admin.Address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var want []string
+	for name := range project.Services {
+		if strings.HasPrefix(name, "facade-") {
+			want = append(want, net.JoinHostPort(name, port))
+		}
+	}
+	slices.Sort(want)
+	text, err := os.ReadFile(filepath.Join(composeFolder, "prometheus.yml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var prometheus struct {
+		Scrape []struct {
+			Static []struct{ Targets []string } `json:"static_configs"`
+		} `json:"scrape_configs"`
+	}
+	if err := yaml.Unmarshal(text, &prometheus); err != nil {
+		t.Fatal(err)
+	}
+	if got := prometheus.Scrape[0].Static[0].Targets; len(want) != 3 || !slices.Equal(got, want) {
+		t.Errorf("Prometheus reads %v, the facades are %v", got, want)
+	}
+}
+
+// TestPrepare: secrets are fresh each time, what is there stays, and the key itself is not in the configuration.
+func TestPrepare(t *testing.T) {
+	first, second := prepare(t), prepare(t)
+	for _, name := range []string{"caller-key", "postgres-password", "grafana-password"} {
+		one, two := read(t, filepath.Join(first, name)), read(t, filepath.Join(second, name))
+		if len(one) != 48 || one == two {
+			t.Errorf("%s is %d characters, the same twice: %t", name, len(one), one == two)
+		}
+		if strings.Contains(read(t, filepath.Join(first, "facade/facade.yaml")), one) {
+			t.Errorf("%s stands in the configuration", name)
+		}
+	}
+	before := read(t, filepath.Join(first, "caller-key"))
+	if out, err := exec.Command("sh", filepath.Join(composeFolder, "prepare.sh"), first).CombinedOutput(); err != nil || read(t, filepath.Join(first, "caller-key")) != before {
+		t.Errorf("a second run: %v, the key changed or not: %s", err, out)
+	}
+}
+
+func read(t *testing.T, file string) string {
+	t.Helper()
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
