@@ -17,8 +17,10 @@ BASE ?= $(shell .ci/base)
 
 GENERATED := gen proto service/openapi.json
 
+comma := ,
+
 .DEFAULT_GOAL := help
-.PHONY: clients client_tools help run build reproducible sbom licences vulnerabilities test postgres generate generated lint breaking modules check tools
+.PHONY: clients client_tools help run build reproducible sbom licences vulnerabilities test postgres generate generated lint breaking modules check tools prometheus systemd deploy-check
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,11 +31,14 @@ run: ## Start the server with a simulated Jelou in one process
 build: ## Build the programs as they are released, into OUT
 	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "-s -w -X $(STAMP).number=$(VERSION) -X $(STAMP).commit=$(COMMIT)" -o $(OUT)/ ./cmd/...
 
-test: postgres ## Run all tests with the race detector, on SQLite and on PostgreSQL
+test: postgres prometheus ## Run all tests with the race detector, on SQLite and on PostgreSQL
 	go test -race -timeout 15m ./...
 
 clients: third_party/proto client_tools ## Play clients/scenarios.json with the client of every language
 	go run ./clients/run
+
+deploy-check: systemd ## Hold deploy/ to what Helm, Kubernetes, Compose, BuildKit and systemd say about it
+	cd deploy/check && go vet . && go test -count=1 .
 
 generate: third_party/proto ## Format the protos and generate gen/ and service/openapi.json from them
 	$(BUF) format -w proto
@@ -52,6 +57,7 @@ lint: third_party/proto ## Lint the protos and the Go code
 	$(BUF) format -d --exit-code proto
 	go vet ./...
 	$(LINT) run
+	cd deploy/check && go tool -modfile=../../tools/go.mod golangci-lint run
 
 # The imports of the protos are not in git, so the old side borrows today's. Until 1.0.0 a break is let through when
 # the changelog has a new line that begins with "- Breaking:".
@@ -70,6 +76,7 @@ modules: ## Check go.mod and go.sum
 	go mod verify
 	go mod tidy -diff
 	cd tools && go mod tidy -diff
+	cd deploy/check && go mod verify && go mod tidy -diff
 
 # The second build has a folder and a cache of its own, so that nothing of the first one is in it.
 reproducible: ## Build a second time elsewhere: the programs must be the same, byte for byte
@@ -92,25 +99,35 @@ licences: ## Check that everything that is linked in has a licence that asks for
 vulnerabilities: ## Look for known vulnerabilities in what is called; needs vuln.go.dev, so it is no part of check
 	$(TOOL) govulncheck ./...
 
-check: generated lint breaking modules licences reproducible test ## Run everything that CI runs
+check: generated lint breaking modules licences reproducible test deploy-check ## Run everything that CI runs
 
 tools: third_party/proto # Compile the tools, for .ci/run
 	$(BUF) --version
 	$(LINT) version
 	$(TOOL) go-licenses --help >/dev/null
+	cd deploy/check && go test -c -o /dev/null .
 
-# Tests start PostgreSQL themselves: here it is only made available.
-postgres:
-	@if [ -n "$${JELOU_TEST_POSTGRES_URL:-}" ] || command -v initdb >/dev/null || compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null; then \
-		exit 0; fi; \
+# Tests start what they need besides Go themselves: here it is only made available.
+# $(call available,command that shows that it is there,Debian package,what to do elsewhere)
+define available
+	@if $(1); then exit 0; fi; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-		echo "installing PostgreSQL for the tests"; \
-		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends postgresql; \
+		echo "installing $(2) for the tests"; \
+		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $(2); \
 	else \
-		echo "the tests need PostgreSQL: install its server (Debian: postgresql) so that initdb is in PATH or in" >&2; \
-		echo "/usr/lib/postgresql/*/bin, or set JELOU_TEST_POSTGRES_URL to a database that they may fill" >&2; \
+		echo "the tests need $(3)" >&2; \
 		exit 1; \
 	fi
+endef
+
+postgres:
+	$(call available,[ -n "$${JELOU_TEST_POSTGRES_URL:-}" ] || command -v initdb >/dev/null || compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null,postgresql,PostgreSQL: install its server (Debian: postgresql) so that initdb is in PATH or in /usr/lib/postgresql/*/bin$(comma) or set JELOU_TEST_POSTGRES_URL to a database that they may fill)
+
+prometheus:
+	$(call available,command -v prometheus >/dev/null && command -v promtool >/dev/null,prometheus,Prometheus: install it (Debian: prometheus) so that prometheus and promtool are in PATH)
+
+systemd:
+	$(call available,command -v systemd-analyze >/dev/null && command -v systemd-sysusers >/dev/null,systemd,systemd's programs: run them on Linux with systemd installed (Debian: systemd))
 
 # The clients install their libraries themselves: here it is only checked that their languages are there.
 client_tools:

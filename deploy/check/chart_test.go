@@ -137,6 +137,27 @@ func TestChartLints(t *testing.T) {
 	}
 }
 
+// TestChartOfDocs: the values that docs/deploy.md shows are whole.
+func TestChartOfDocs(t *testing.T) {
+	_, rest, found := strings.Cut(read(t, root+"/docs/deploy.md"), "\n```yaml\n")
+	shown, _, closed := strings.Cut(rest, "\n```\n")
+	if !found || !closed {
+		t.Fatal("docs/deploy.md shows no values")
+	}
+	values, err := common.ReadValues([]byte(shown))
+	if err != nil {
+		t.Fatal(err)
+	}
+	rendered, err := render(values)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := decode(t, rendered)
+	m.checkPod(t)
+	m.checkFiles(t)
+	m.checkAround(t)
+}
+
 // TestChart renders every set of values. What is rendered fits together, and the server takes its configuration.
 func TestChart(t *testing.T) {
 	for _, set := range valueSets(t) {
