@@ -20,7 +20,7 @@ GENERATED := gen proto service/openapi.json
 comma := ,
 
 .DEFAULT_GOAL := help
-.PHONY: clients client_tools help run build reproducible sbom licences vulnerabilities test postgres generate generated lint breaking modules check tools prometheus systemd deploy-check
+.PHONY: clients client_tools help run build reproducible sbom licences vulnerabilities test postgres generate generated lint breaking modules check tools prometheus systemd deploy-check pgbouncer
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,7 +31,7 @@ run: ## Start the server with a simulated Jelou in one process
 build: ## Build the programs as they are released, into OUT
 	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "-s -w -X $(STAMP).number=$(VERSION) -X $(STAMP).commit=$(COMMIT)" -o $(OUT)/ ./cmd/...
 
-test: postgres prometheus ## Run all tests with the race detector, on SQLite and on PostgreSQL
+test: postgres pgbouncer prometheus ## Run all tests with the race detector, on SQLite and on PostgreSQL
 	go test -race -timeout 15m ./...
 
 clients: third_party/proto client_tools ## Play clients/scenarios.json with the client of every language
@@ -122,6 +122,9 @@ endef
 
 postgres:
 	$(call available,[ -n "$${JELOU_TEST_POSTGRES_URL:-}" ] || command -v initdb >/dev/null || compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null,postgresql,PostgreSQL: install its server (Debian: postgresql) so that initdb is in PATH or in /usr/lib/postgresql/*/bin$(comma) or set JELOU_TEST_POSTGRES_URL to a database that they may fill)
+
+pgbouncer:
+	$(call available,command -v pgbouncer >/dev/null || [ -x /usr/sbin/pgbouncer ],pgbouncer,PgBouncer: install it (Debian: pgbouncer) so that it is in PATH or in /usr/sbin)
 
 prometheus:
 	$(call available,command -v prometheus >/dev/null && command -v promtool >/dev/null,prometheus,Prometheus: install it (Debian: prometheus) so that prometheus and promtool are in PATH)

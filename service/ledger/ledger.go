@@ -245,7 +245,7 @@ type Config struct {
 	Path string // SQLite file, created when missing; one process at a time
 	URL  string // PostgreSQL connection string
 
-	// ListenURL is for the connections of LISTEN and NOTIFY, where URL leads through a pooler; empty is URL.
+	// ListenURL is for LISTEN, NOTIFY and migrations, where URL leads through a pooler; empty is URL.
 	ListenURL string
 
 	// Replica is unique to this run of this process. Required.

@@ -14,30 +14,35 @@ import (
 //go:embed migrations
 var migrations embed.FS
 
-// migrator prepares the migrations of a database. On PostgreSQL they run under a session advisory lock, so that
-// replicas that start together do not meet; on SQLite the file's lock is held already.
-func migrator(db *sql.DB, postgres bool) (*goose.Provider, error) {
+// migrator prepares the migrations of a database.
+func migrator(db *sql.DB, postgres bool, options ...goose.ProviderOption) (*goose.Provider, error) {
 	folder, dialect := "migrations/sqlite", goose.DialectSQLite3
-	options := []goose.ProviderOption{goose.WithDisableGlobalRegistry(true)}
 	if postgres {
 		folder, dialect = "migrations/postgres", goose.DialectPostgres
-		locker, err := lock.NewPostgresSessionLocker()
-		if err != nil {
-			return nil, err
-		}
-		options = append(options, goose.WithSessionLocker(locker))
 	}
 	files, err := fs.Sub(migrations, folder)
 	if err != nil {
 		return nil, err
 	}
-	return goose.NewProvider(dialect, db, files, options...)
+	return goose.NewProvider(dialect, db, files, append(options, goose.WithDisableGlobalRegistry(true))...)
+}
+
+// oneAtATime keeps replicas that start together from migrating at once; on SQLite the file's lock does. An advisory lock
+// of the session is gone with its holder. Behind a pooler a session is anybody's, and a lock there would be kept by nobody who
+// knows of it, so a row is: one that its holder leaves behind holds the others up for half a minute.
+func oneAtATime(pooled bool) (goose.ProviderOption, error) {
+	if pooled {
+		locker, err := lock.NewPostgresTableLocker()
+		return goose.WithLocker(locker), err
+	}
+	locker, err := lock.NewPostgresSessionLocker()
+	return goose.WithSessionLocker(locker), err
 }
 
 // migrate brings the schema up to this program, and refuses one that is ahead of it: its rows may mean
 // what this program does not know.
-func migrate(ctx context.Context, db *sql.DB, postgres bool) error {
-	m, err := migrator(db, postgres)
+func migrate(ctx context.Context, db *sql.DB, postgres bool, options ...goose.ProviderOption) error {
+	m, err := migrator(db, postgres, options...)
 	if err != nil {
 		return err
 	}

@@ -50,15 +50,11 @@ type item = ID
 // Beyond so many items that wait to be told, the others are told to look for themselves.
 const maxNews = 20_000
 
-func newNotifier(l *Ledger, dsn string) (*notifier, error) {
-	config, err := postgresConfig(dsn, "jelou-facade "+l.replica+" notify")
-	if err != nil {
-		return nil, err
-	}
+func newNotifier(l *Ledger, config *pgx.ConnConfig) *notifier {
 	return &notifier{
 		l: l, config: config, name: base64.RawURLEncoding.EncodeToString([]byte(l.replica)),
 		news: map[item]struct{}{}, signal: make(chan struct{}, 1),
-	}, nil
+	}
 }
 
 func (n *notifier) woken(woken []Wake) {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"strings"
 	"syscall"
 	"time"
 
@@ -67,18 +68,61 @@ func setUserTimeout(fd int, d time.Duration) error {
 	return unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(d.Milliseconds()))
 }
 
+// bypassPooler reports whether a pooler takes the connections, which may run each transaction in another session, and then keeps
+// statements from being prepared in one that the next transaction does not have. Who sets default_query_exec_mode in the URL
+// knows better: PgBouncer can follow prepared statements from 1.21 on.
+func bypassPooler(ctx context.Context, c *pgx.ConnConfig) (pooled bool, err error) {
+	conn, err := pgx.ConnectConfig(ctx, c)
+	if err != nil {
+		return false, err
+	}
+	defer closeConn(conn)
+	var process uint32
+	if err := conn.QueryRow(ctx, "SELECT pg_backend_pid()", pgx.QueryExecModeSimpleProtocol).Scan(&process); err != nil {
+		return false, err
+	}
+	// Poolers make up the process id that a connection begins with: it is what a request to cancel names.
+	pooled = process != conn.PgConn().PID()
+	if pooled && !strings.Contains(c.ConnString(), "default_query_exec_mode") {
+		c.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe
+	}
+	return pooled, nil
+}
+
+// migratePostgres migrates on connections of its own: it may take longer than any statement of the running service.
+func migratePostgres(ctx context.Context, c *pgx.ConnConfig, pooled bool) error {
+	alone, err := oneAtATime(pooled)
+	if err != nil {
+		return err
+	}
+	db := stdlib.OpenDB(*c)
+	defer db.Close()
+	return migrate(ctx, db, true, alone)
+}
+
 func (l *Ledger) openPostgres(ctx context.Context, c Config) error {
 	config, err := postgresConfig(c.URL, "jelou-facade "+c.Replica)
 	if err != nil {
 		return err
 	}
-	if l.notify, err = newNotifier(l, cmp.Or(c.ListenURL, c.URL)); err != nil {
+	// For what needs a session of its own: LISTEN, and the lock of a migration.
+	direct, err := postgresConfig(cmp.Or(c.ListenURL, c.URL), "jelou-facade "+c.Replica+" notify")
+	if err != nil {
 		return err
 	}
-	// Migrations may take longer than any statement of the running service.
-	migrating := stdlib.OpenDB(*config)
-	defer migrating.Close()
-	if err := migrate(ctx, migrating, true); err != nil {
+	pooled, err := bypassPooler(ctx, config)
+	if err != nil {
+		return err
+	}
+	notDirect, err := bypassPooler(ctx, direct)
+	if err != nil {
+		return err
+	}
+	if pooled {
+		l.log.Info("the ledger's database is behind a pooler, so statements are not prepared", "listens_past_it", !notDirect)
+	}
+	l.notify = newNotifier(l, direct)
+	if err := migratePostgres(ctx, direct, notDirect); err != nil {
 		return err
 	}
 	l.db = stdlib.OpenDB(*config, stdlib.OptionAfterConnect(func(ctx context.Context, conn *pgx.Conn) error {

@@ -5,13 +5,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/jelou-facade/jelou-facade/service/ledger/ledgertest"
 )
@@ -291,6 +294,48 @@ func TestPollsWithoutNotifications(t *testing.T) {
 	}
 	if one.notify.listening.Load() {
 		t.Error("it believes in notifications that never come")
+	}
+}
+
+// Behind a pooler that gives every transaction to another session there are no prepared statements, no LISTEN and no lock of a
+// session: replicas that start together migrate once, one by one, and send through it without any of them.
+func TestPgBouncer(t *testing.T) {
+	dsn := ledgertest.NewCluster(t).PgBouncer(t)
+	var ledgers [3]*Ledger
+	var logs [3]bytes.Buffer
+	var opening errgroup.Group
+	for i := range ledgers {
+		opening.Go(func() (err error) {
+			ledgers[i], err = Open(t.Context(), Config{URL: dsn, Replica: fmt.Sprint(i), Logger: slog.New(slog.NewTextHandler(&logs[i], nil))})
+			return err
+		})
+	}
+	if err := opening.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range ledgers {
+		defer l.Close()
+	}
+	company := mustCompany(t, ledgers[0], "acme")
+	const sends = 60
+	for n := range sends {
+		mustAdd(t, ledgers[n%3], newSend(company, n))
+	}
+	for n := range sends {
+		s := mustClaim(t, ledgers[n%3], company, chooseFirst)
+		mustSettle(t, ledgers[n%3], Settlement{ID: s.ID, Claim: s.Claim, State: Sent})
+	}
+	if totals, err := ledgers[0].Totals(t.Context()); err != nil || totals != (Totals{Accepted: sends, Sent: sends}) {
+		t.Errorf("%+v, %v", totals, err)
+	}
+	if conn, err := ledgers[0].notify.beginListening(t.Context()); err == nil || !strings.Contains(err.Error(), "so new work is looked for every 50ms") {
+		t.Errorf("it listens on %v: %v", conn, err)
+	}
+	if !strings.Contains(logs[0].String(), "behind a pooler") {
+		t.Errorf("not said at the start: %s", &logs[0])
+	}
+	if err := ledgers[0].CheckInvariant(t.Context()); err != nil {
+		t.Error(err)
 	}
 }
 

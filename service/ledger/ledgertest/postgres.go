@@ -208,20 +208,11 @@ func (c *Cluster) Start() error {
 	if err := c.server.Start(); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
-	defer cancel()
-	for {
-		conn, err := pgx.Connect(ctx, c.URL)
-		if err == nil {
-			return conn.Close(ctx)
-		}
-		select {
-		case <-ctx.Done():
-			text, _ := os.ReadFile(log.Name())
-			return fmt.Errorf("PostgreSQL does not answer: %w: %s", err, text)
-		case <-time.After(50 * time.Millisecond):
-		}
+	if err := awaitServer(c.URL); err != nil {
+		text, _ := os.ReadFile(log.Name())
+		return fmt.Errorf("PostgreSQL does not answer: %w: %s", err, text)
 	}
+	return nil
 }
 
 // Signal signals the server: SIGINT ends it in order and SIGQUIT like a crash, and for both Signal waits for the end.
