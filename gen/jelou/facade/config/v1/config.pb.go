@@ -868,7 +868,8 @@ type Ledger struct {
 	Path string `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
 	// A PostgreSQL URL, postgres://user@host/database: any number of replicas. Keep the password in PGPASSFILE or a service file.
 	Url string `protobuf:"bytes,2,opt,name=url,proto3" json:"url,omitempty"`
-	// A PostgreSQL URL for LISTEN, where url goes through a pooler that cannot; url when empty.
+	// A PostgreSQL URL for LISTEN and for migrations, where url goes through a pooler that gives transactions to any session;
+	// url when empty.
 	ListenUrl string `protobuf:"bytes,3,opt,name=listen_url,json=listenUrl,proto3" json:"listen_url,omitempty"`
 	// How long a final send is kept, and with it its request_id; 7 days when absent, at least 24 hours.
 	Retention *durationpb.Duration `protobuf:"bytes,4,opt,name=retention,proto3" json:"retention,omitempty"`
