@@ -312,7 +312,7 @@ func freeAddress(t *testing.T) string {
 	return l.Addr().String()
 }
 
-// send sends one message over REST, as a caller with the key.
+// send sends one message over REST, as a caller with the key; without one where there are no callers.
 func send(t *testing.T, address, key, id string) (code int, answer string) {
 	t.Helper()
 	body := fmt.Sprintf(`{"user_id": "593991234567", "message": {"text": {"text": "Hola, %s."}}, "request_id": %q}`, id, id)
@@ -322,7 +322,9 @@ func send(t *testing.T, address, key, id string) (code int, answer string) {
 		return 0, ""
 	}
 	request.Header.Set("Content-Type", "application/json")
-	request.Header.Set("X-Api-Key", key)
+	if key != "" {
+		request.Header.Set("X-Api-Key", key)
+	}
 	response, err := http.DefaultClient.Do(request)
 	if err != nil {
 		t.Error(err)
@@ -346,6 +348,21 @@ func getJSON(t *testing.T, address string, into any) {
 	if err := json.NewDecoder(answer.Body).Decode(into); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// get asks, and answers nothing while nobody listens.
+func get(t *testing.T, address string) (code int, answer string) {
+	t.Helper()
+	response, err := http.Get(address)
+	if err != nil {
+		return 0, ""
+	}
+	defer response.Body.Close()
+	text, err := io.ReadAll(response.Body)
+	if err != nil {
+		return 0, ""
+	}
+	return response.StatusCode, string(text)
 }
 
 // await asks until it is so; a minute is for the slowest machine.

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -326,23 +327,60 @@ func TestChartOptions(t *testing.T) {
 	}
 }
 
+// changed are the values of the first set with another one at a path.
+func changed(t *testing.T, path string, value any) map[string]any {
+	t.Helper()
+	values := readValues(t, filepath.Join(chartFolder, "ci", "tls-values.yaml"))
+	at, keys := values, strings.Split(path, ".")
+	for _, key := range keys[:len(keys)-1] {
+		next, ok := at[key].(map[string]any)
+		if !ok {
+			next = map[string]any{}
+			at[key] = next
+		}
+		at = next
+	}
+	at[keys[len(keys)-1]] = value
+	return values
+}
+
+// TestChartRollsPods: what the server takes up while it runs rolls no pods, and all else does, or the change would stay out of
+// force.
+func TestChartRollsPods(t *testing.T) {
+	template := func(values map[string]any) corev1.PodTemplateSpec {
+		rendered, err := render(values)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return decode(t, rendered).deployment.Spec.Template
+	}
+	before := template(changed(t, "replicas", 3))
+	for path, c := range map[string]struct {
+		value any
+		rolls bool
+	}{
+		"config.bounds.lane_waiting":     {10, false},
+		"config.log.level":               {"DEBUG", false},
+		"config.listen.tls.cert_file":    {"/etc/jelou-facade/secrets/tls/other.crt", false},
+		"config.authentication":          {map[string]any{"issuers": []any{}}, false},
+		"config.shutdown":                {map[string]any{"drain_timeout": "19.5s"}, false},
+		"config.log.format":              {"TEXT", true},
+		"config.listen.max_connections":  {10, true},
+		"config.ledger.retention":        {"86400s", true},
+		"config.ledger.url":              {"postgres://other.internal/facade", true},
+		"config.admin.address":           {"0.0.0.0:9465", true},
+		"config.something_of_tomorrow.a": {1, true},
+		"secrets.more":                   {"more", true},
+	} {
+		if rolls := !reflect.DeepEqual(before, template(changed(t, path, c.value))); rolls != c.rolls {
+			t.Errorf("%s rolls pods: %t", path, rolls)
+		}
+	}
+}
+
 // TestChartRefuses: what cannot work is refused by its name, before anything is installed.
 func TestChartRefuses(t *testing.T) {
-	good := func() map[string]any { return readValues(t, filepath.Join(chartFolder, "ci", "tls-values.yaml")) }
-	set := func(path string, value any) map[string]any {
-		values := good()
-		at, keys := values, strings.Split(path, ".")
-		for _, key := range keys[:len(keys)-1] {
-			next, ok := at[key].(map[string]any)
-			if !ok {
-				next = map[string]any{}
-				at[key] = next
-			}
-			at = next
-		}
-		at[keys[len(keys)-1]] = value
-		return values
-	}
+	set := func(path string, value any) map[string]any { return changed(t, path, value) }
 	for _, c := range []struct {
 		name   string
 		values map[string]any

@@ -139,7 +139,8 @@ func unprivileged() (*syscall.Credential, error) {
 	return nil, errors.New("running as root, and there is neither a user postgres nor nobody")
 }
 
-func (c *Cluster) create() error {
+// makeFolder makes the cluster's folder and finds it a port. The folder is gone with this process, and the server too.
+func (c *Cluster) makeFolder() error {
 	cred, err := unprivileged()
 	if err != nil {
 		return err
@@ -156,10 +157,6 @@ func (c *Cluster) create() error {
 	if err := c.keep(); err != nil {
 		return err
 	}
-	init := c.command("initdb", "-D", c.data(), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
-	if out, err := init.CombinedOutput(); err != nil {
-		return fmt.Errorf("initdb: %w: %s", err, out)
-	}
 	free, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return err
@@ -167,6 +164,17 @@ func (c *Cluster) create() error {
 	c.port = free.Addr().(*net.TCPAddr).Port
 	c.URL = fmt.Sprintf("postgres://postgres@127.0.0.1:%d/postgres?sslmode=disable", c.port)
 	return free.Close()
+}
+
+func (c *Cluster) create() error {
+	if err := c.makeFolder(); err != nil {
+		return err
+	}
+	init := c.command("initdb", "-D", c.data(), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
+	if out, err := init.CombinedOutput(); err != nil {
+		return fmt.Errorf("initdb: %w: %s", err, out)
+	}
+	return nil
 }
 
 func (c *Cluster) data() string { return filepath.Join(c.dir, "data") }

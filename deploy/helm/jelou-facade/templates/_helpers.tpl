@@ -50,3 +50,13 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end }}
 {{- add .Values.preStopSeconds $drain 15 }}
 {{- end }}
+
+{{/* What the server takes up only at its start: all but what docs/configuration.md calls live. */}}
+{{- define "jelou-facade.restart" -}}
+{{- $config := include "jelou-facade.config" . | fromYaml }}
+{{- $once := omit $config "companies" "callers" "authentication" "shutdown" "bounds" "log" }}
+{{- $_ := set $once "log" (omit ($config.log | default dict) "level") }}
+{{- $_ := set $once "listen" (omit $config.listen "tls") }}
+{{- $_ := set $once "tls" (not (empty $config.listen.tls)) }}
+{{- $once | toYaml | sha256sum }}
+{{- end }}
