@@ -203,7 +203,7 @@ func (c *compose) startFacade(t *testing.T, name string) (rest, admin string) {
 // prometheus is where Prometheus answers.
 type prometheus string
 
-// startPrometheus starts Prometheus with the file of compose, and its rules.
+// startPrometheus starts Prometheus with the file of compose.
 func (c *compose) startPrometheus(t *testing.T, admin []string) prometheus {
 	t.Helper()
 	folder := t.TempDir()
@@ -218,12 +218,6 @@ func (c *compose) startPrometheus(t *testing.T, admin []string) prometheus {
 		}
 	}
 	if err := os.WriteFile(filepath.Join(folder, "prometheus.yml"), []byte(replaced), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Mkdir(filepath.Join(folder, "rules"), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.CopyFS(filepath.Join(folder, "rules"), os.DirFS("prometheus")); err != nil {
 		t.Fatal(err)
 	}
 	address := freeAddress(t)
