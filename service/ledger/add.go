@@ -70,6 +70,9 @@ func (l *Ledger) Add(ctx context.Context, sends []NewSend) ([]Added, error) {
 
 // commitAdds is the transaction of a group.
 func (l *Ledger) commitAdds(ctx context.Context, work []*addition) error {
+	if err := l.hasSpace(); err != nil {
+		return err
+	}
 	var a *adding
 	err := l.transact(ctx, func(t *tx) error {
 		a = &adding{t: t, work: work, queues: map[QueueID]*addingQueue{}, made: map[looseKey]int64{}}
@@ -82,6 +85,7 @@ func (l *Ledger) commitAdds(ctx context.Context, work []*addition) error {
 	if err != nil {
 		return err
 	}
+	l.fullUntil.Store(0)
 	for key, queue := range a.made {
 		l.loose.Store(key, queue)
 	}

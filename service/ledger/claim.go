@@ -31,6 +31,9 @@ func (l *Ledger) Claim(ctx context.Context, companies []int64, lease time.Durati
 	if len(companies) > MaxClaimCompanies {
 		return nil, fmt.Errorf("ledger: a claim looks at %d companies at most", MaxClaimCompanies)
 	}
+	if err := l.settlesFit(); err != nil {
+		return nil, err
+	}
 	companies = slices.Compact(slices.Sorted(slices.Values(companies)))
 	var c *claiming
 	began := time.Now()

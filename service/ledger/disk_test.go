@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -45,6 +47,27 @@ func TestDiskFull(t *testing.T) {
 	mustAdd(t, l, newSend(company, -1))
 	if got := len(serveAll(t, l, company, 1000)); int64(got) != stored+1 {
 		t.Errorf("%d were sent, want %d", got, stored+1)
+	}
+}
+
+// Before a disk is so full that a result would not fit, nothing is taken in and nothing begins; what is under way is settled.
+func TestSpaceIsKeptForResults(t *testing.T) {
+	l := mustOpen(t, Config{Path: filepath.Join(t.TempDir(), "ledger.db"), Replica: "one"})
+	company := mustCompany(t, l, "acme")
+	mustAdd(t, l, newSend(company, 1), newSend(company, 2))
+	claimed := mustClaim(t, l, company, chooseFirst)
+	l.reserved.Store(1 << 60)
+	if _, err := l.Add(t.Context(), []NewSend{newSend(company, 3)}); !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "disk is full") {
+		t.Errorf("add: %v", err)
+	}
+	if _, err := l.Claim(t.Context(), []int64{company}, time.Second, chooseFirst); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("claim: %v", err)
+	}
+	mustSettle(t, l, Settlement{ID: claimed.ID, Claim: claimed.Claim, State: Sent})
+	checkState(t, l, claimed.ID, Sent)
+	l.reserved.Store(reservedSpace)
+	if got := len(serveAll(t, l, company, 10)); got != 1 {
+		t.Errorf("%d were sent once there was room again, want 1", got)
 	}
 }
 

@@ -302,6 +302,9 @@ type Ledger struct {
 	retaining sync.Mutex
 	retained  retained
 
+	reserved  atomic.Int64 // bytes that adds and claims leave free on a SQLite ledger's disk
+	fullUntil atomic.Int64 // on this process's clock, in nanoseconds
+
 	stop   context.CancelFunc
 	ending sync.WaitGroup
 }
@@ -322,6 +325,7 @@ func Open(ctx context.Context, c Config) (*Ledger, error) {
 	if l.log == nil {
 		l.log = slog.New(slog.DiscardHandler)
 	}
+	l.reserved.Store(reservedSpace)
 	if l.ownerLease == 0 {
 		l.ownerLease = 10 * time.Second
 	}
