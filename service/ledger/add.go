@@ -138,6 +138,7 @@ func (a *adding) run() error {
 	if err := a.lockQueues(); err != nil {
 		return err
 	}
+	a.lockWritten()
 	if err := a.lockQuotas(); err != nil {
 		return err
 	}
@@ -194,9 +195,7 @@ func (a *adding) makeQueues(missing map[looseKey]*NewSend) error {
 	for key := range missing {
 		keys = append(keys, key)
 	}
-	slices.SortFunc(keys, func(x, y looseKey) int {
-		return cmp.Or(cmp.Compare(x.company, y.company), cmp.Compare(x.lane, y.lane), cmp.Compare(x.caller, y.caller))
-	})
+	slices.SortFunc(keys, compareShares)
 	for _, k := range keys {
 		a.t.write(`INSERT INTO share (company, lane, caller, weight) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING`,
 			k.company, k.lane, k.caller, max(1, missing[k].Weight))
@@ -211,6 +210,22 @@ func (a *adding) makeQueues(missing map[looseKey]*NewSend) error {
 			}, k.company, k.lane, k.caller)
 	}
 	return a.t.flush()
+}
+
+// compareShares is the order in which shares are locked.
+func compareShares(x, y looseKey) int {
+	return cmp.Or(cmp.Compare(x.company, y.company), cmp.Compare(x.lane, y.lane), cmp.Compare(x.caller, y.caller))
+}
+
+// readyShare switches a share on. Adds do it without a condition, so that they wait for a claim that is just switching it off.
+const readyShare = `UPDATE share SET ready = 1 WHERE company = $1 AND lane = $2 AND caller = $3`
+
+// readyShares queues the switching on of shares in their order.
+func (t *tx) readyShares(statement string, shares []looseKey) {
+	slices.SortFunc(shares, compareShares)
+	for _, s := range slices.Compact(shares) {
+		t.write(statement, s.company, s.lane, s.caller)
+	}
 }
 
 // newQueueID is random, so that replicas never meet, and grows with time, so that a new queue's rows stand together.
@@ -273,6 +288,22 @@ func (a *adding) lockQueues() error {
 		}
 	}
 	return nil
+}
+
+// lockWritten queues the locks of the queues that will be written, in their order: taken one by one as they are written, two groups could
+// each have what the other one waits for.
+func (a *adding) lockWritten() {
+	final := map[QueueID]bool{}
+	for _, w := range a.work {
+		if w.new.Final != nil {
+			final[QueueID{w.id.Company, w.id.Queue}] = true
+		}
+	}
+	for _, id := range a.order {
+		if q := a.queues[id]; q.found && (!q.ready || final[id]) {
+			a.t.read(`SELECT id FROM queue WHERE company = $1 AND id = $2 {lock}`, func(scanFunc) error { return nil }, id.Company, id.Queue)
+		}
+	}
 }
 
 // check answers what cannot be added and returns the rest.
@@ -617,12 +648,13 @@ func (a *adding) count() {
 			}
 		}
 	}
+	var shares []looseKey
 	for _, id := range a.order {
 		if q := a.queues[id]; q.pending && !q.ready {
-			// Without a condition, so that it waits for a claim that is just switching the share off.
-			a.t.write(`UPDATE share SET ready = 1 WHERE company = $1 AND lane = $2 AND caller = $3`, id.Company, q.lane, q.caller)
+			shares = append(shares, looseKey{id.Company, q.lane, q.caller})
 		}
 	}
+	a.t.readyShares(readyShare, shares)
 }
 
 // How long a call waits for a database that went away during its commit, to learn what became of it.

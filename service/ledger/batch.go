@@ -337,7 +337,7 @@ func (l *Ledger) ResumeBatch(ctx context.Context, id QueueID) (Batch, error) {
 			return ErrBatchEnded
 		case "paused":
 			t.writeOne(`UPDATE queue SET state = 'open', ready = 1 WHERE company = $1 AND id = $2 AND state = 'paused'`, id.Company, id.Queue)
-			t.write(`UPDATE share SET ready = 1 WHERE company = $1 AND lane = $2 AND caller = $3`, id.Company, b.Lane, b.Caller)
+			t.write(readyShare, id.Company, b.Lane, b.Caller)
 		}
 		return nil
 	})

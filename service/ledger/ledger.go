@@ -289,13 +289,14 @@ type Ledger struct {
 	loose          sync.Map // looseKey -> queue id, of those known to exist
 	claimNos       sync.Map // company -> *atomic.Int64, the highest claim number seen
 
-	hub     *hub
-	notify  *notifier     // nil where there is only one process
-	nudge   chan struct{} // tells Run that something became due sooner
-	untidy  chan struct{} // tells Run that a batch was cancelled
-	failing sync.Map      // what goes wrong in the background at the moment
-	commits atomic.Int64
-	skew    atomic.Int64 // the database's clock less this process's, as last seen
+	hub       *hub
+	notify    *notifier     // nil where there is only one process
+	nudge     chan struct{} // tells Run that something became due sooner
+	untidy    chan struct{} // tells Run that a batch was cancelled
+	failing   sync.Map      // what goes wrong in the background at the moment
+	commits   atomic.Int64
+	deadlocks atomic.Int64
+	skew      atomic.Int64 // the database's clock less this process's, as last seen
 
 	metrics   *metrics
 	retention Retention

@@ -238,7 +238,7 @@ func (t *tx) copyChosen(r *replaying, end int64) (int64, error) {
 	t.write(`INSERT INTO tally (company, queue, stripe, added) VALUES ($1, $2, $3, $4)
 		ON CONFLICT (company, queue, stripe) DO UPDATE SET added = tally.added + excluded.added`, r.id.Company, r.id.Queue, t.l.stripe, items)
 	t.write(`UPDATE queue SET ready = 1 WHERE company = $1 AND id = $2`, r.id.Company, r.id.Queue)
-	t.write(`UPDATE share SET ready = 1 WHERE company = $1 AND lane = $2 AND caller = $3`, r.id.Company, r.lane, r.caller)
+	t.write(readyShare, r.id.Company, r.lane, r.caller)
 	return items, t.flush()
 }
 

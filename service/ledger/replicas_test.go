@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"sync"
@@ -471,6 +472,64 @@ func TestDatabaseGoesAndComesBack(t *testing.T) {
 	}
 	stop()
 	if err := <-running; err != nil {
+		t.Error(err)
+	}
+}
+
+// Adds to many queues, and settles whose recipients have sends waiting in other queues, lock rows in one order: who meets
+// waits for milliseconds, and nobody for PostgreSQL to find out that they wait for each other.
+func TestAddsAndSettlesDoNotDeadlock(t *testing.T) {
+	one, two, _ := openTwo(t)
+	replicas := []*Ledger{one, two}
+	company := mustCompany(t, replicas[0], "acme")
+	const callers, rounds = 4, 300
+	var working errgroup.Group
+	for r, l := range replicas {
+		for part := range 3 {
+			working.Go(func() error {
+				rng := rand.New(rand.NewPCG(uint64(r), uint64(part)))
+				for round := range rounds {
+					var sends []NewSend
+					for _, c := range rng.Perm(callers)[:2] {
+						n := newSend(company, 1) // all to one, so that nearly all are parked and the queues are off
+						n.Caller = fmt.Sprint("caller-", c)
+						if rng.IntN(4) == 0 {
+							n.Final = &Final{Reason: "INVALID_FIELD"}
+						}
+						sends = append(sends, n)
+					}
+					if _, err := l.Add(t.Context(), sends); err != nil {
+						return fmt.Errorf("add %d: %w", round, err)
+					}
+				}
+				return nil
+			})
+		}
+		working.Go(func() error {
+			for range 4 * rounds {
+				claims, err := l.Claim(t.Context(), []int64{company}, time.Minute, chooseFirst)
+				if err != nil {
+					return err
+				}
+				if s := claims[0].Send; s != nil {
+					if _, err := l.Settle(t.Context(), Settlement{ID: s.ID, Claim: s.Claim, State: Sent}); err != nil {
+						return err
+					}
+				}
+			}
+			return nil
+		})
+	}
+	if err := working.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range replicas {
+		if n := l.deadlocks.Load(); n != 0 {
+			t.Errorf("%d deadlocks", n)
+		}
+	}
+	serveAll(t, replicas[0], company, 10_000)
+	if err := replicas[0].CheckInvariant(t.Context()); err != nil {
 		t.Error(err)
 	}
 }

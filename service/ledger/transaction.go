@@ -6,6 +6,7 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"time"
 
@@ -38,11 +39,18 @@ type tx struct {
 	conn  *sql.Conn
 	stmts map[string]*sql.Stmt // prepared on SQLite's one writing connection
 	steps []step
-	sent  bool // something reached the database: there is something to roll back
+	ahead []QueueID // queues that an earlier run found taken: this one locks them with its own
+	sent  bool      // something reached the database: there is something to roll back
 }
 
 // errChanged says that a conditional write met another state than the one just read. The transaction is repeated.
 var errChanged = errors.New("ledger: a row changed under a transaction")
+
+// busyError says that somebody else has queues that could not be waited for: their locks come after others in the order.
+type busyError struct{ queues []QueueID }
+
+func (e *busyError) Error() string { return "ledger: other queues are being written" }
+func (e *busyError) Unwrap() error { return errChanged }
 
 // errRollback ends a transaction that has nothing to commit; transact returns nil for it.
 var errRollback = errors.New("ledger: nothing to commit")
@@ -174,27 +182,38 @@ func (t *tx) commit() error {
 // transact runs fn in a transaction and commits it, from the beginning again where it lost to another one. What fn
 // leaves behind outside has to be set anew by each run.
 func (l *Ledger) transact(ctx context.Context, fn func(t *tx) error) error {
+	var ahead []QueueID
 	for i := 1; ; i++ {
-		err := l.transactOnce(ctx, fn)
+		err := l.transactOnce(ctx, ahead, fn)
 		if errors.Is(err, errRollback) {
 			return nil
 		}
 		if err == nil || i == transactionRepeats || !repeatable(err) {
 			return l.classify(ctx, err)
 		}
+		if sqlState(err) == "40P01" {
+			// It costs whoever waits deadlock_timeout, a second as PostgreSQL comes. Locks are taken in one order, so it is a bug.
+			l.deadlocks.Add(1)
+			l.log.Warn("a deadlock in the ledger's database; the transaction is repeated", slog.Any("error", err))
+		}
+		var busy *busyError
+		if errors.As(err, &busy) {
+			ahead = append(ahead, busy.queues...)
+			continue
+		}
 		// A pause, so that those who met do not meet again.
 		time.Sleep(time.Duration(i) * time.Duration(rand.Int64N(int64(4*time.Millisecond))))
 	}
 }
 
-func (l *Ledger) transactOnce(ctx context.Context, fn func(t *tx) error) (err error) {
+func (l *Ledger) transactOnce(ctx context.Context, ahead []QueueID, fn func(t *tx) error) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, transactionTimeout)
 	defer cancel()
 	conn, stmts, release, err := l.writer(ctx)
 	if err != nil {
 		return err
 	}
-	t := &tx{l: l, ctx: ctx, conn: conn, stmts: stmts}
+	t := &tx{l: l, ctx: ctx, conn: conn, stmts: stmts, ahead: ahead}
 	committed := false
 	defer func() {
 		// Also on the way out of a panic: a connection goes back only without a transaction on it.

@@ -109,6 +109,7 @@ func (g *ground) lockCompanies(query string, ids []int64) {
 
 // lockQueues queues the locks of queues that are not locked yet.
 func (g *ground) lockQueues(ids []QueueID) {
+	ids = append(ids, g.t.ahead...)
 	slices.SortFunc(ids, compareQueues)
 	for _, id := range slices.Compact(ids) {
 		if g.queues[id] != nil {
@@ -313,17 +314,16 @@ const maxUnparked = 256
 // write queues all changes, in the order of locks, and looks for whom they free.
 func (g *ground) write() error {
 	ids := make([]QueueID, 0, len(g.queues))
-	for id := range g.queues {
+	var shares []looseKey
+	for id, q := range g.queues {
 		ids = append(ids, id)
+		if q.ready {
+			shares = append(shares, looseKey{id.Company, q.lane, q.caller})
+		}
 	}
 	slices.SortFunc(ids, compareQueues)
 	for _, id := range ids {
 		g.writeQueue(id, g.queues[id])
-	}
-	for _, id := range ids {
-		if q := g.queues[id]; q.ready {
-			g.t.write(readyShare, id.Company, q.lane, id.Queue)
-		}
 	}
 	for _, r := range g.changed {
 		g.writeSend(r)
@@ -333,31 +333,67 @@ func (g *ground) write() error {
 			g.t.write(`UPDATE company SET pace = $2 WHERE id = $1`, id, c.pace)
 		}
 	}
-	if len(g.freed) == 0 {
-		return nil
+	if len(g.freed) > 0 {
+		// Only now: a send that waited for another one may have ended beside it.
+		freed, err := g.writeUnparked()
+		if err != nil {
+			return err
+		}
+		shares = append(shares, freed...)
 	}
-	// Only now: a send that waited for another one may have ended beside it.
+	g.t.readyShares(readyShare+` AND ready = 0`, shares)
+	return nil
+}
+
+// writeUnparked queues what lets the next sends to freed recipients be claimed, and returns the shares that they are in. Their
+// queues come after locks that are later in the order, so none of them is waited for: where an add has one just now, the
+// transaction is repeated, and takes it in its place.
+func (g *ground) writeUnparked() ([]looseKey, error) {
 	heads, err := g.unpark()
-	if err != nil {
-		return err
+	if err != nil || len(heads) == 0 {
+		return nil, err
 	}
+	callers := map[QueueID]string{}
+	for i := range heads {
+		id := heads[i].queueID()
+		if q := g.queues[id]; q != nil {
+			callers[id] = q.caller
+			continue
+		}
+		g.t.read(`SELECT caller FROM queue WHERE company = $1 AND id = $2 {lock skip}`, func(scan scanFunc) error {
+			var caller string
+			err := scan(&caller)
+			callers[id] = caller
+			return err
+		}, id.Company, id.Queue)
+	}
+	if err := g.t.flush(); err != nil {
+		return nil, err
+	}
+	var shares []looseKey
+	var busy []QueueID
 	for i := range heads {
 		h := &heads[i]
+		caller, mine := callers[h.queueID()]
+		if !mine {
+			busy = append(busy, h.queueID())
+			continue
+		}
+		shares = append(shares, looseKey{h.ID.Company, h.Lane, caller})
 		g.t.write(`UPDATE queue SET ready = 1, head_pos = CASE WHEN head_pos > $3 THEN $3 ELSE head_pos END WHERE company = $1 AND id = $2`,
 			h.ID.Company, h.ID.Queue, h.ID.Pos)
 	}
+	if len(busy) > 0 {
+		return nil, &busyError{busy}
+	}
 	for i := range heads {
 		h := &heads[i]
-		g.t.write(readyShare, h.ID.Company, h.Lane, h.ID.Queue)
 		g.t.write(`UPDATE send SET parked = 0 WHERE company = $1 AND queue = $2 AND pos = $3 AND state = 'pending' AND parked = 1`,
 			h.ID.Company, h.ID.Queue, h.ID.Pos)
 		g.woken = append(g.woken, Wake{Company: h.ID.Company, Lanes: h.Lane.only()})
 	}
-	return nil
+	return shares, nil
 }
-
-const readyShare = `UPDATE share SET ready = 1 WHERE company = $1 AND lane = $2 AND ready = 0
-	AND caller = (SELECT caller FROM queue WHERE company = $1 AND id = $3)`
 
 func (g *ground) writeQueue(id QueueID, q *queueRow) {
 	if len(q.results) == 0 && q.sending == 0 && q.leftScheduled == 0 && !q.ready {
