@@ -92,7 +92,7 @@ func newLive(ctx context.Context, flags serveFlags, config *configv1.Config, l *
 		return nil, err
 	}
 	v.reloader = reload.New(reload.Config{Parts: v.parts, Logger: log})
-	return v, nil
+	return v, observeConfig(measured.Meter(), v.reloader.Status)
 }
 
 // restURL is where REST is served.

@@ -6,8 +6,11 @@ import (
 	"time"
 
 	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/metric"
 
 	configv1 "github.com/jelou-facade/jelou-facade/gen/jelou/facade/config/v1"
+	"github.com/jelou-facade/jelou-facade/service/reload"
 	"github.com/jelou-facade/jelou-facade/service/telemetry"
 	"github.com/jelou-facade/jelou-facade/service/version"
 )
@@ -32,4 +35,29 @@ func openTelemetry(ctx context.Context, c *configv1.Telemetry, instance string, 
 			log.Warn("the last traces were not sent", slog.Any("error", err))
 		}
 	}, nil
+}
+
+// observeConfig tells which version of each part of the configuration is in force, and which one was refused.
+func observeConfig(meter metric.Meter, parts func() []reload.Status) error {
+	info, err := meter.Int64ObservableGauge("jelou.config.info", metric.WithDescription("1 for the version of each part of the configuration that is in force, and for one that was refused; secrets have no version."))
+	if err != nil {
+		return err
+	}
+	refused, err := meter.Int64ObservableGauge("jelou.config.refused", metric.WithDescription("1 while the files of a part of the configuration are refused and older ones are in force (/configz says why)."))
+	if err != nil {
+		return err
+	}
+	_, err = meter.RegisterCallback(func(_ context.Context, o metric.Observer) error {
+		for _, p := range parts() {
+			part, isRefused := attribute.String("part", p.Part), int64(0)
+			o.ObserveInt64(info, 1, metric.WithAttributes(part, attribute.String("version", p.Version), attribute.String("state", "in_force")))
+			if p.Refused != nil {
+				isRefused = 1
+				o.ObserveInt64(info, 1, metric.WithAttributes(part, attribute.String("version", p.Refused.Version), attribute.String("state", "refused")))
+			}
+			o.ObserveInt64(refused, isRefused, metric.WithAttributes(part))
+		}
+		return nil
+	}, info, refused)
+	return err
 }
