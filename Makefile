@@ -20,7 +20,7 @@ GENERATED := gen proto service/openapi.json
 comma := ,
 
 .DEFAULT_GOAL := help
-.PHONY: clients client_tools help run build reproducible sbom licences vulnerabilities test postgres generate generated lint breaking modules check tools prometheus systemd deploy-check pgbouncer
+.PHONY: alerts clients client_tools help run build reproducible sbom licences vulnerabilities test postgres generate generated lint breaking modules check tools prometheus systemd deploy-check pgbouncer
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -125,6 +125,9 @@ postgres:
 
 pgbouncer:
 	$(call available,command -v pgbouncer >/dev/null || [ -x /usr/sbin/pgbouncer ],pgbouncer,PgBouncer: install it (Debian: pgbouncer) so that it is in PATH or in /usr/sbin)
+
+alerts: prometheus ## Hold the alert rules and the dashboard to promtool, the runbook and the running server
+	go test -count=1 -run 'TestRules|TestRunbook|TestMetricsOfRules' ./service
 
 prometheus:
 	$(call available,command -v prometheus >/dev/null && command -v promtool >/dev/null,prometheus,Prometheus: install it (Debian: prometheus) so that prometheus and promtool are in PATH)
