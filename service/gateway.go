@@ -33,6 +33,7 @@ import (
 // Names of headers, in the lower case of gRPC metadata.
 const (
 	headerRequestID       = "x-request-id"
+	headerTraceparent     = "traceparent"
 	headerIdempotencyKey  = "idempotency-key"
 	headerRateLimit       = "ratelimit"
 	headerRateLimitPolicy = "ratelimit-policy"

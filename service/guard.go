@@ -13,6 +13,11 @@ import (
 	"time"
 
 	"buf.build/go/protovalidate"
+	"go.opentelemetry.io/otel/attribute"
+	otelcodes "go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/propagation"
+	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
@@ -32,6 +37,7 @@ type guard struct {
 	validator protovalidate.Validator
 	transport transport
 	metrics   *callMetrics
+	tracer    trace.Tracer
 }
 
 // Unary guards a unary method.
@@ -102,6 +108,7 @@ type call struct {
 	id        string
 	method    string
 	transport transport
+	span      trace.Span
 	start     time.Time
 	attrs     []slog.Attr
 }
@@ -123,6 +130,9 @@ var requestIDForm = regexp.MustCompile(`^[A-Za-z0-9._-]{1,128}$`)
 func (g *guard) begin(ctx context.Context, method string) (context.Context, *call) {
 	id := requestIDOrNew(first(metadata.ValueFromIncomingContext(ctx, headerRequestID)))
 	c := &call{id: id, method: method, transport: g.transport, start: time.Now()}
+	// A caller's trace goes on here; its tracestate is not looked at.
+	carrier := propagation.MapCarrier{headerTraceparent: first(metadata.ValueFromIncomingContext(ctx, headerTraceparent))}
+	ctx, c.span = g.tracer.Start(propagation.TraceContext{}.Extract(ctx, carrier), c.rpc(), trace.WithSpanKind(trace.SpanKindServer))
 	return context.WithValue(ctx, callKey{}, c), c
 }
 
@@ -148,6 +158,10 @@ func (g *guard) end(ctx context.Context, c *call, panicked any, err error) error
 		slog.Float64("duration_ms", float64(time.Since(c.start).Microseconds())/1000), slog.String("request_id", c.id),
 	}
 	g.metrics.note(ctx, c, st.Code(), errorInfo(st).GetReason())
+	if id := c.span.SpanContext().TraceID(); id.IsValid() {
+		attrs = append(attrs, slog.String("trace_id", id.String()))
+	}
+	c.endSpan(ctx, codeNames[st.Code()], errorInfo(st).GetReason())
 	if err != nil {
 		info := errorInfo(st)
 		attrs = append(attrs, slog.String("reason", info.GetReason()))
@@ -158,6 +172,16 @@ func (g *guard) end(ctx context.Context, c *call, panicked any, err error) error
 	}
 	g.log.LogAttrs(ctx, level, "call", append(attrs, c.attrs...)...)
 	return st.Err()
+}
+
+// endSpan says how the call went: names of closed sets only, and nothing of what was sent.
+func (c *call) endSpan(ctx context.Context, code, reason string) {
+	c.span.SetAttributes(semconv.RPCSystemNameGRPC, semconv.RPCMethod(c.rpc()), semconv.RPCResponseStatusCode(code),
+		attribute.String("jelou.transport", string(c.transport)), attribute.String("jelou.caller", callerName(ctx)))
+	if reason != "" {
+		c.span.SetStatus(otelcodes.Error, reason)
+	}
+	c.span.End()
 }
 
 // privateCause is the text of what was wrapped, for the log.

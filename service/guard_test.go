@@ -39,7 +39,7 @@ func TestPanic(t *testing.T) {
 		t.Fatal(err)
 	}
 	var logs strings.Builder
-	g := &guard{log: slog.New(slog.NewTextHandler(&logs, nil)), doors: newDoors(nil), validator: validator, metrics: newCallMetrics((&telemetry.Telemetry{}).Meter())}
+	g := &guard{log: slog.New(slog.NewTextHandler(&logs, nil)), doors: newDoors(nil), validator: validator, metrics: newCallMetrics((&telemetry.Telemetry{}).Meter()), tracer: (&telemetry.Telemetry{}).Tracer()}
 	ctx := grpc.NewContextWithServerTransportStream(context.Background(), serverStream{})
 	_, err = g.Unary(ctx, &facadev1.GetSendRequest{SendId: "s1"}, &grpc.UnaryServerInfo{FullMethod: "/test"},
 		func(context.Context, any) (any, error) { panic("593991234567") })

@@ -151,7 +151,7 @@ func New(c Config) (*Server, error) {
 	metrics := newCallMetrics(c.Telemetry.Meter())
 	guards := map[transport]*guard{}
 	for _, over := range []transport{overGRPC, overREST} {
-		guards[over] = &guard{log: c.Logger, doors: s.doors, validator: validator, transport: over, metrics: metrics}
+		guards[over] = &guard{log: c.Logger, doors: s.doors, validator: validator, transport: over, metrics: metrics, tracer: c.Telemetry.Tracer()}
 	}
 	s.grpc = newGRPC(c, guards[overGRPC])
 	inProcess := new(inprocgrpc.Channel).WithServerUnaryInterceptor(guards[overREST].Unary).WithServerStreamInterceptor(guards[overREST].Stream)
