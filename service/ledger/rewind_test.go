@@ -2,11 +2,13 @@ package ledger
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -354,4 +356,39 @@ func TestDurability(t *testing.T) {
 	if err := l.query(t.Context(), `SELECT durable FROM home`, func(scan scanFunc) error { return scan(&durable) }); err != nil || durable != 0 {
 		t.Errorf("noted %d, %v", durable, err)
 	}
+}
+
+// A ledger that nobody claims from is found to have gone back in time, too; one that is claimed from meanwhile is not.
+func TestIdleLedgerLooksBack(t *testing.T) {
+	eachBackend(t, func(t *testing.T, c Config) {
+		l := mustOpen(t, c)
+		company := mustCompany(t, l, "acme")
+		stop := make(chan struct{})
+		var looking sync.WaitGroup
+		looking.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+					if err := l.lookBack(context.Background()); err != nil {
+						t.Error(err)
+						return
+					}
+				}
+			}
+		})
+		for n := range 50 {
+			mustAdd(t, l, newSend(company, n))
+			settleNext(t, l, company, Sent)
+		}
+		close(stop)
+		looking.Wait()
+		checkHalt(t, l, Halt{})
+		mustExec(t, l, `UPDATE company SET claim_no = claim_no - 1`)
+		if err := l.lookBack(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		checkHalt(t, l, Halt{Held: true, Rewound: true})
+	})
 }

@@ -47,6 +47,7 @@ func (l *Ledger) tidy(ctx context.Context) {
 			l.report(ctx, "rewrite cancelled batches", l.rewriteCancelled(ctx))
 			l.report(ctx, "seal abandoned batches", l.sealAbandoned(ctx))
 			l.report(ctx, "complete replays", l.completeReplays(ctx))
+			l.report(ctx, "compare the ledger with what it was", l.lookBack(ctx))
 		case <-retain.C:
 			_, more, err := l.Retain(ctx, l.retention, retainChunk)
 			l.report(ctx, "delete what is older than its retention", err)
