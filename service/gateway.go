@@ -229,7 +229,9 @@ func strictRequest(next runtime.HandlerFunc) runtime.HandlerFunc {
 			return
 		}
 		if r.Method == http.MethodPost {
-			if f := checkBody(r, path); f != nil {
+			f := checkBody(r, path)
+			bodyHere(w)
+			if f != nil {
 				writeError(w, f.GRPCStatus())
 				return
 			}

@@ -169,9 +169,9 @@ func New(c Config) (*Server, error) {
 		return nil, err
 	}
 	s.http = &http.Server{
-		Handler: renewing(c.Connections.Age, metrics.measure(gateway)), TLSConfig: c.TLS,
+		Handler: patient(renewing(c.Connections.Age, metrics.measure(gateway))), TLSConfig: c.TLS,
 		ConnContext:       func(ctx context.Context, _ net.Conn) context.Context { return withSince(ctx) },
-		ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeaderBytes,
+		ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeaderFrame,
 		ErrorLog: slog.NewLogLogger(c.Logger.Handler(), slog.LevelDebug),
 	}
 	if s.grpcL, err = listen(c, c.GRPCAddress); err != nil {
@@ -197,6 +197,7 @@ func newGRPC(c Config, g *guard) *grpc.Server {
 		grpc.MaxConcurrentStreams(maxConcurrentStreams), grpc.MaxHeaderListSize(maxHeaderBytes),
 		grpc.StaticStreamWindowSize(streamWindow), grpc.StaticConnWindowSize(connectionWindow),
 		grpc.ConnectionTimeout(connectionTimeout), grpc.StatsHandler(connectionTimes{}),
+		grpc.InTapHandle(firstMessages{}.tap), grpc.StatsHandler(firstMessages{}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveMin, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{
 			MaxConnectionAge: c.Connections.Age, MaxConnectionAgeGrace: c.Connections.Grace,

@@ -66,6 +66,7 @@ func registerStreams(mux *runtime.ServeMux, conn grpc.ClientConnInterface) error
 				writeError(w, gatewayStatus(r, err))
 				return
 			}
+			bodyHere(w)
 			// Without it the server closes the request's body with the first byte of the answer.
 			_ = http.NewResponseController(w).EnableFullDuplex() // HTTP/2 has it always, and says that it cannot set it
 			receive, err := route.open(ctx, r, path)

@@ -31,7 +31,7 @@ type benchmark struct {
 var benchmarks = []benchmark{
 	overheadBenchmark, pacingBenchmark, limitBenchmark, lanesBenchmark, fairnessBenchmark, overloadBenchmark,
 	throttleBenchmark, failoverBenchmark, clockBenchmark, etaBenchmark, crashBenchmark, cutsBenchmark,
-	ingestBenchmark, companiesBenchmark, retriesBenchmark, rollingBenchmark,
+	ingestBenchmark, companiesBenchmark, retriesBenchmark, rollingBenchmark, hostileBenchmark,
 }
 
 func main() {

@@ -83,3 +83,15 @@ func TestRolling(t *testing.T) {
 		t.Errorf("%d lost, %d doubled, %d violations, %d stale, %v, %v", r.lost, r.doubled, r.violated, r.stale, r.endings, r.contradicted)
 	}
 }
+
+// Whatever is sent to either port, the process lives, and every answer is an error of the table.
+func TestHostile(t *testing.T) {
+	b := newTestBench(t)
+	a, err := b.attack(hostilePlan{calls: 600, rate: 100, quiet: time.Second, slow: 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := a.sum(answeredUnmapped); n != 0 || a.internal != 0 || !a.alive || a.goodFailed != 0 || a.memory > 512 {
+		t.Errorf("%d unmapped, %d internal, alive %t, %d calls of the other client failed, %.0f MiB", n, a.internal, a.alive, a.goodFailed, a.memory)
+	}
+}
