@@ -35,25 +35,41 @@ const openMethods = "/grpc.health.v1.Health/"
 
 // doors let callers in: those of the newest set, as long as their credentials are good.
 type doors struct {
-	roster   atomic.Pointer[roster]
-	attempts caller.Attempts
+	roster  atomic.Pointer[roster]
+	refused map[caller.Reason]*atomic.Int64
 }
 
-// roster is a set of callers until another one replaces it.
+// roster is a set of callers until another one replaces it. What failed before is forgotten with it: the other one may be
+// what mends it.
 type roster struct {
 	set      *caller.Set
+	attempts caller.Attempts
 	replaced chan struct{} // closed then
 }
 
+func newRoster(set *caller.Set) *roster { return &roster{set: set, replaced: make(chan struct{})} }
+
 func newDoors(set *caller.Set) *doors {
-	d := &doors{}
-	d.roster.Store(&roster{set, make(chan struct{})})
+	d := &doors{refused: map[caller.Reason]*atomic.Int64{}}
+	for _, reason := range caller.Reasons {
+		d.refused[reason] = &atomic.Int64{}
+	}
+	d.roster.Store(newRoster(set))
 	return d
 }
 
 // replace changes who may call. Streams of callers who may not any more end; other calls that run are finished.
 func (d *doors) replace(set *caller.Set) {
-	close(d.roster.Swap(&roster{set, make(chan struct{})}).replaced)
+	close(d.roster.Swap(newRoster(set)).replaced)
+}
+
+// refusals is how many credentials were refused since the start, by reason.
+func (d *doors) refusals() map[caller.Reason]int64 {
+	counts := map[caller.Reason]int64{}
+	for reason, n := range d.refused {
+		counts[reason] = n.Load()
+	}
+	return counts
 }
 
 // visit is who calls and how that is known, for as long as the call lasts.
@@ -113,15 +129,15 @@ func (d *doors) enter(ctx context.Context, method string) (context.Context, *vis
 // identify authenticates a visit against its roster.
 func (d *doors) identify(ctx context.Context, v *visit, from netip.Addr) error {
 	now := time.Now()
-	if v.roster.set.Required() && d.attempts.Blocked(now, from, v.credentials) {
-		return d.refuse(ctx, from, &caller.Error{Reason: caller.Limited})
+	if v.roster.set.Required() && v.roster.attempts.Blocked(now, from, v.credentials) {
+		return d.refuse(ctx, v, from, &caller.Error{Reason: caller.Limited})
 	}
 	c, expires, err := v.roster.set.Authenticate(ctx, now, v.credentials)
 	if err != nil {
-		return d.refuse(ctx, from, err)
+		return d.refuse(ctx, v, from, err)
 	}
 	if v.roster.set.Required() {
-		d.attempts.Passed(v.credentials)
+		v.roster.attempts.Passed(v.credentials)
 	}
 	v.caller.Store(c)
 	v.expires = expires
@@ -139,12 +155,13 @@ var credentialTexts = map[caller.Reason]string{
 }
 
 // refuse counts and answers a refused credential.
-func (d *doors) refuse(ctx context.Context, from netip.Addr, err error) error {
+func (d *doors) refuse(ctx context.Context, v *visit, from netip.Addr, err error) error {
 	refused, ok := errors.AsType[*caller.Error](err)
 	if !ok {
 		return err
 	}
-	d.attempts.Failed(time.Now(), from, refused.Reason)
+	d.refused[refused.Reason].Add(1)
+	v.roster.attempts.Failed(time.Now(), from, refused.Reason)
 	note(ctx, slog.String("credential", string(refused.Reason)))
 	if refused.Err != nil {
 		note(ctx, slog.String("flaw", refused.Err.Error()))

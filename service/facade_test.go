@@ -3,6 +3,7 @@ package service_test
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
@@ -33,8 +34,10 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
 
+	configv1 "github.com/jelou-facade/jelou-facade/gen/jelou/facade/config/v1"
 	facadev1 "github.com/jelou-facade/jelou-facade/gen/jelou/facade/v1"
 	"github.com/jelou-facade/jelou-facade/service"
+	"github.com/jelou-facade/jelou-facade/service/caller"
 	"github.com/jelou-facade/jelou-facade/service/dispatch"
 	"github.com/jelou-facade/jelou-facade/service/jelou"
 	"github.com/jelou-facade/jelou-facade/service/jelousim"
@@ -49,6 +52,9 @@ type facade struct {
 	*testing.T
 	sim      *jelousim.Server
 	ledger   *ledger.Ledger
+	server   *service.Server
+	settings service.Settings
+	source   *caller.Source
 	conn     *grpc.ClientConn
 	grpcAddr string
 	rest     string
@@ -70,6 +76,11 @@ type setup struct {
 	bounds  service.Bounds
 
 	connections service.Connections
+	tls         *tls.Config
+
+	callers        []*configv1.Caller
+	authentication *configv1.Authentication
+	rival          bool // there is another company, `rival`, with the bot `rival-bot`
 }
 
 // newFacade starts everything; the end of the test stops it and checks what must hold after every scenario.
@@ -110,18 +121,30 @@ func newFacade(t *testing.T, change func(*setup)) *facade {
 	f.must(os.WriteFile(keyFile, []byte(keyring.New()), 0o600))
 	keys, err := keyring.Load(keyFile)
 	f.must(err)
+	f.source = caller.NewSource(ctx, log)
+	callers, err := f.source.Load(s.callers, s.authentication)
+	f.must(err)
+	f.settings = service.Settings{
+		Bots:   map[string]*dispatch.Company{"demo": company, "disabled": company, "+593900000000": company},
+		Bounds: s.bounds, DrainTimeout: 3 * time.Second, Callers: callers,
+	}
+	if s.rival {
+		id, err := f.ledger.Company(ctx, "rival")
+		f.must(err)
+		f.settings.Bots["rival-bot"] = &dispatch.Company{ID: id, Name: "rival", Client: client, Pace: s.pace, AttemptTimeout: 2 * time.Second}
+	}
 	server, err := service.New(service.Config{
-		GRPCAddress: "127.0.0.1:0", HTTPAddress: "127.0.0.1:0", AdminAddress: "127.0.0.1:0",
-		Ledger: f.ledger, Connections: s.connections, Keys: keys, Logger: log, Telemetry: f.trace,
-		Settings: service.Settings{
-			Bots:   map[string]*dispatch.Company{"demo": company, "disabled": company, "+593900000000": company},
-			Bounds: s.bounds, DrainTimeout: 3 * time.Second,
-		},
+		GRPCAddress: "127.0.0.1:0", HTTPAddress: "127.0.0.1:0", AdminAddress: "127.0.0.1:0", TLS: s.tls,
+		Ledger: f.ledger, Connections: s.connections, Keys: keys, Logger: log, Telemetry: f.trace, Settings: f.settings,
 	})
 	f.must(err)
+	f.server = server
 	f.rest, f.grpcAddr, f.admin = "http://"+server.HTTPAddr().String(), server.GRPCAddr().String(), "http://"+server.AdminAddr().String()
 	f.conn, err = grpc.NewClient(f.grpcAddr, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	f.must(err)
+	if s.tls != nil {
+		f.rest = "https://" + server.HTTPAddr().String()
+	}
 	go func() { f.ended <- server.Run(ctx) }()
 	t.Cleanup(func() {
 		metrics := f.lastMetrics()
@@ -284,9 +307,17 @@ func overGRPC(ctx context.Context, f *facade, method string, request, response p
 
 // overREST calls by the method's HTTP annotation, as any REST client would.
 func overREST(ctx context.Context, f *facade, method string, request, response proto.Message) (http.Header, error) {
+	return overRESTWith(ctx, f, method, request, response, nil)
+}
+
+// overRESTWith is overREST with more headers.
+func overRESTWith(ctx context.Context, f *facade, method string, request, response proto.Message, headers http.Header) (http.Header, error) {
 	verb, path, body := restRequest(f, method, request)
 	r, err := http.NewRequestWithContext(ctx, verb, f.rest+path, bytes.NewReader(body))
 	f.must(err)
+	for name, values := range headers {
+		r.Header[name] = values
+	}
 	if len(body) > 0 {
 		r.Header.Set("Content-Type", "application/json")
 	}

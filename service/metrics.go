@@ -115,7 +115,7 @@ func observeServer(t *telemetry.Telemetry, r *readiness, d *doors) {
 		o.ObserveInt64(held, oneIf(c.halt.Held && !c.halt.Rewound), moved)
 		o.ObserveInt64(held, oneIf(c.halt.Held && c.halt.Rewound), rewound)
 		o.ObserveInt64(durable, oneIf(c.durability.Failover))
-		for reason, n := range d.attempts.Refused() {
+		for reason, n := range d.refusals() {
 			o.ObserveInt64(refused, n, metric.WithAttributes(attribute.String("reason", string(reason))))
 		}
 		return nil

@@ -238,9 +238,6 @@ func companiesOf(bots map[string]*dispatch.Company) []*dispatch.Company {
 	return companies
 }
 
-// RefusedCredentials is how many credentials were refused since the start, by reason.
-func (s *Server) RefusedCredentials() map[caller.Reason]int64 { return s.doors.attempts.Refused() }
-
 // GRPCAddr is where gRPC is served.
 func (s *Server) GRPCAddr() net.Addr { return s.grpcL.Addr() }
 

@@ -26,7 +26,7 @@ import (
 
 // registerStreams puts the streaming routes over the generated ones.
 func registerStreams(mux *runtime.ServeMux, conn grpc.ClientConnInterface) error {
-	batches, capacities := facadev1.NewBatchServiceClient(conn), facadev1.NewCapacityServiceClient(conn)
+	batches := facadev1.NewBatchServiceClient(conn)
 	routes := []struct {
 		method, path, rpc string
 		open              func(ctx context.Context, r *http.Request, path map[string]string) (receiver, error)
@@ -46,7 +46,7 @@ func registerStreams(mux *runtime.ServeMux, conn grpc.ClientConnInterface) error
 					return nil, err
 				}
 				request.AfterCursor = orDefault(request.AfterCursor, r.Header.Get("Last-Event-ID"))
-				return receiving[facadev1.WatchBatchResponse](batches.WatchBatch(ctx, request))
+				return receiving[facadev1.WatchBatchResponse](ctx, conn, facadev1.BatchService_WatchBatch_FullMethodName, request)
 			}},
 		{http.MethodGet, "/v1/bots/{bot_id}/capacity:watch", facadev1.CapacityService_WatchCapacity_FullMethodName,
 			func(ctx context.Context, r *http.Request, path map[string]string) (receiver, error) {
@@ -54,7 +54,7 @@ func registerStreams(mux *runtime.ServeMux, conn grpc.ClientConnInterface) error
 				if err := streamQuery(r, request); err != nil {
 					return nil, err
 				}
-				return receiving[facadev1.WatchCapacityResponse](capacities.WatchCapacity(ctx, request))
+				return receiving[facadev1.WatchCapacityResponse](ctx, conn, facadev1.CapacityService_WatchCapacity_FullMethodName, request)
 			}},
 	}
 	for _, route := range routes {
@@ -91,17 +91,25 @@ func streamQuery(r *http.Request, request proto.Message) error {
 // A receiver gives the events of a stream, then io.EOF or the stream's error.
 type receiver func() (proto.Message, error)
 
-// receiving fits a generated client stream.
+// receiving opens a stream that only the server writes to. It is not the generated client's: that one gives up without the
+// stream's error when the server has refused the call before it read the request, which the in-process connection tells by io.EOF.
 func receiving[T any, M interface {
 	*T
 	proto.Message
-}](stream grpc.ServerStreamingClient[T], err error) (receiver, error) {
+}](ctx context.Context, conn grpc.ClientConnInterface, method string, request proto.Message) (receiver, error) {
+	stream, err := conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true}, method)
 	if err != nil {
 		return nil, err
 	}
+	if err := stream.SendMsg(request); err != nil && !errors.Is(err, io.EOF) {
+		return nil, err
+	}
+	if err := stream.CloseSend(); err != nil {
+		return nil, err
+	}
 	return func() (proto.Message, error) {
-		event, err := stream.Recv()
-		return M(event), err
+		event := M(new(T))
+		return event, stream.RecvMsg(event)
 	}, nil
 }
 

@@ -4,7 +4,6 @@ import (
 	"crypto/sha256"
 	"net/netip"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -19,14 +18,13 @@ const (
 // remembered is how many addresses, and how many good credentials, are remembered at least; at most twice as many.
 const remembered = 4096
 
-// Attempts limits the failed attempts of each address and counts what was refused. Where an address has used up its
+// Attempts limits the failed attempts of each address. Where an address has used up its
 // failures nothing from it is looked at any more, but for credentials that were good before: a wrong configuration of one service
 // behind a proxy must not lock out the others, whose calls come from the same address. The zero Attempts is ready.
 type Attempts struct {
 	mu       sync.Mutex
 	failures recent[netip.Addr, *rate.Limiter]
 	good     recent[[sha256.Size]byte, struct{}]
-	refused  [6]atomic.Int64 // in the order of Reasons
 }
 
 // Blocked reports whether a credential is to be refused unseen.
@@ -48,13 +46,8 @@ func (a *Attempts) Passed(c Credentials) {
 	a.good.put(c.digest(), struct{}{})
 }
 
-// Failed counts a refused one. One that is missing says nothing about secrets, and is not held against the address.
+// Failed notes a refused one. One that is missing says nothing about secrets, and is not held against the address.
 func (a *Attempts) Failed(now time.Time, from netip.Addr, why Reason) {
-	for i, r := range Reasons {
-		if r == why {
-			a.refused[i].Add(1)
-		}
-	}
 	if why == Missing || why == Limited {
 		return
 	}
@@ -66,15 +59,6 @@ func (a *Attempts) Failed(now time.Time, from netip.Addr, why Reason) {
 		a.failures.put(block(from), failures)
 	}
 	failures.AllowN(now, 1)
-}
-
-// Refused is how many credentials were refused, by reason.
-func (a *Attempts) Refused() map[Reason]int64 {
-	counts := make(map[Reason]int64, len(Reasons))
-	for i, r := range Reasons {
-		counts[r] = a.refused[i].Load()
-	}
-	return counts
 }
 
 // block is what stands for an address: of IPv6 the part that one customer of a provider has at least.
