@@ -60,16 +60,17 @@ func (f *facade) setCallers(callers ...*configv1.Caller) {
 	f.server.Update(f.settings)
 }
 
-// watchEnds opens the stream of a method that only the server writes to, waits for its first message, then changes something,
-// and gives the stream's end.
+// watchEnds opens the stream of a method, waits for its first message, then changes something, and gives the stream's end.
 func watchEnds(f *facade, key, method string, request proto.Message, change func()) error {
 	f.Helper()
 	ctx, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(f.Context(), "x-api-key", key), 30*time.Second)
 	defer cancel()
-	stream, err := f.conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true}, "/jelou.facade.v1."+method)
+	stream, err := f.conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, "/jelou.facade.v1."+method)
 	f.must(err)
 	f.must(stream.SendMsg(request))
-	f.must(stream.CloseSend())
+	if method != "BatchService/StreamBatch" {
+		f.must(stream.CloseSend())
+	}
 	f.must(stream.RecvMsg(responseOf(f, method)))
 	change()
 	for {
@@ -107,7 +108,7 @@ func TestStreamsEndWithTheirCredential(t *testing.T) {
 	for _, test := range []struct {
 		name   string
 		change func(*configv1.Caller)
-		watch  string // the reason that ends WatchBatch
+		batch  string // the reason that ends StreamBatch
 		status string // the reason that ends WatchCapacity
 	}{
 		{"revoked", func(c *configv1.Caller) { c.Keys = []*configv1.Caller_Key{keyHash(second, time.Time{})} }, unauthenticated, unauthenticated},
@@ -123,17 +124,18 @@ func TestStreamsEndWithTheirCredential(t *testing.T) {
 			_, err := as(transports[0], first).call(t.Context(), f, "BatchService/CreateBatch", r, created)
 			f.must(err)
 			changed := proto.CloneOf(orders)
-			for _, method := range []string{"BatchService/WatchBatch", "CapacityService/WatchCapacity"} {
+			for _, method := range []string{"BatchService/StreamBatch", "CapacityService/WatchCapacity"} {
 				f.setCallers(orders)
 				want := test.status
 				var request proto.Message = &facadev1.WatchCapacityRequest{BotId: "demo"}
-				if method == "BatchService/WatchBatch" {
+				if method == "BatchService/StreamBatch" {
 					r := batchOf(3, "en pausa ")
 					r.Spec.Paused = true
 					paused := &facadev1.CreateBatchResponse{}
 					_, err := as(transports[0], first).call(t.Context(), f, "BatchService/CreateBatch", r, paused)
 					f.must(err)
-					want, request = test.watch, &facadev1.WatchBatchRequest{BatchId: paused.Batch.BatchId}
+					want = test.batch
+					request = &facadev1.StreamBatchRequest{Request: &facadev1.StreamBatchRequest_Open_{Open: reopen(paused.Batch.BatchId, "")}}
 				}
 				err := watchEnds(f, first, method, request, func() {
 					changed = proto.CloneOf(orders)
@@ -144,7 +146,7 @@ func TestStreamsEndWithTheirCredential(t *testing.T) {
 					t.Errorf("%s ended with %v, want %s", method, err, want)
 				}
 			}
-			if test.watch == unauthenticated { // the same caller comes again
+			if test.batch == unauthenticated { // the same caller comes again
 				if n := f.resultsOf(second, created.Batch.BatchId); n != 3 {
 					t.Errorf("%d results with the other key", n)
 				}
