@@ -20,7 +20,7 @@ GENERATED := gen proto service/openapi.json
 comma := ,
 
 .DEFAULT_GOAL := help
-.PHONY: alerts clients client_tools help run build reproducible sbom licences vulnerabilities test postgres generate generated lint breaking modules check tools prometheus systemd deploy-check pgbouncer
+.PHONY: alerts clients client_tools help run build reproducible sbom licences vulnerabilities test postgres generate generated docs session lint breaking modules check tools prometheus systemd deploy-check pgbouncer
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,13 @@ generated: ## Check that what is generated is what the protos say
 	$(MAKE) --no-print-directory generate; \
 	same=yes; for path in $(GENERATED); do diff -r "$$before/$$path" "$$path" || same=no; done; \
 	[ $$same = yes ] || { echo "it was not up to date: it is now, commit it" >&2; exit 1; }
+
+docs: ## Write docs/errors.md, docs/jelouctl.md and docs/man from the code
+	go test ./service -run TestErrorDocs -update
+	go test ./cmd/jelouctl -run TestDocs -update
+
+session: ## Record docs/jelouctl-session.md from a real run
+	go test ./cmd/jelouctl -run TestCampaign -count 1 -record
 
 lint: third_party/proto ## Lint the protos and the Go code
 	$(BUF) lint
