@@ -82,6 +82,7 @@ func newWorld(t *testing.T, requests int, window time.Duration, change func(*jel
 	w.write(t, "credential", "sandbox\n")
 	w.write(t, "facade.yaml", fmt.Sprintf(`
 listen: {grpc: "127.0.0.1:0", http: "127.0.0.1:0"}
+admin: {address: "127.0.0.1:0"}
 ledger: {path: ledger.db}
 log: {level: WARN}
 companies:
