@@ -464,7 +464,7 @@ func firstHead(v ledger.View) ledger.Choice {
 	h := v.Heads[0]
 	serve := func(t ledger.Tag) ledger.Tag {
 		from := max(t.Virtual, t.Start)
-		return ledger.Tag{Start: from + 1_000_000/int64(t.Weight), Virtual: from}
+		return ledger.Tag{Start: from + (1<<24)/int64(t.Weight), Virtual: from}
 	}
 	return ledger.Choice{Lane: h.Send.Lane, Pace: make([]byte, 120), Share: serve(h.Share), Queue: serve(h.Queue)}
 }

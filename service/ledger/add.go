@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -197,9 +199,12 @@ func (a *adding) makeQueues(missing map[looseKey]*NewSend) error {
 	}
 	slices.SortFunc(keys, compareShares)
 	for _, k := range keys {
-		a.t.write(`INSERT INTO share (company, lane, caller, weight) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING`,
-			k.company, k.lane, k.caller, max(1, missing[k].Weight))
-		a.t.write(`INSERT INTO queue (company, id, lane, caller, created_at) VALUES ($1, $2, $3, $4, {now}) ON CONFLICT DO NOTHING`,
+		a.t.alone(k.company)
+	}
+	for _, k := range keys {
+		a.t.makeShare(k, missing[k].Weight)
+		a.t.write(`INSERT INTO queue (company, id, lane, caller, created_at) SELECT $1, $2, $3, CAST($4 AS TEXT), {now}
+			WHERE NOT EXISTS (SELECT 1 FROM queue WHERE company = $1 AND lane = $3 AND caller = CAST($4 AS TEXT) AND batch = 0)`,
 			k.company, newQueueID(), k.lane, k.caller)
 		a.t.read(`SELECT id FROM queue WHERE company = $1 AND lane = $2 AND caller = $3 AND batch = 0`,
 			func(scan scanFunc) error {
@@ -212,20 +217,49 @@ func (a *adding) makeQueues(missing map[looseKey]*NewSend) error {
 	return a.t.flush()
 }
 
+// makeShare queues the making of a share that may exist, alone in its company.
+func (t *tx) makeShare(k looseKey, weight int) {
+	t.write(`INSERT INTO share (company, lane, caller, weight) SELECT $1, $2, CAST($3 AS TEXT), $4
+		WHERE NOT EXISTS (SELECT 1 FROM share WHERE company = $1 AND lane = $2 AND caller = CAST($3 AS TEXT))`, k.company, k.lane, k.caller, max(1, weight))
+}
+
 // compareShares is the order in which shares are locked.
 func compareShares(x, y looseKey) int {
 	return cmp.Or(cmp.Compare(x.company, y.company), cmp.Compare(x.lane, y.lane), cmp.Compare(x.caller, y.caller))
 }
 
-// readyShare switches a share on. Adds do it without a condition, so that they wait for a claim that is just switching it off.
-const readyShare = `UPDATE share SET ready = 1 WHERE company = $1 AND lane = $2 AND caller = $3`
+// What is switched on joins its lane, or its share, at the present virtual time: what is on and far behind it is looked for
+// only now and then (see the floors of claims).
+const (
+	readyShare = `UPDATE share SET ready = 1, start_tag = {greatest}(start_tag, COALESCE((
+			SELECT CASE $2 WHEN 1 THEN c.urgent_virtual WHEN 2 THEN c.normal_virtual ELSE c.bulk_virtual END
+			FROM company c WHERE c.id{newest} = $1 ORDER BY c.era DESC LIMIT 1), 0))
+		WHERE company{newest} = $1 AND lane{newest} = $2 AND caller = $3 AND ready = 0 AND start_tag = (
+			SELECT w.start_tag FROM share w WHERE w.company{newest} = $1 AND w.lane{newest} = $2 AND w.caller = $3 ORDER BY w.start_tag DESC LIMIT 1)`
 
-// readyShares queues the switching on of shares in their order.
-func (t *tx) readyShares(statement string, shares []looseKey) {
+	readyQueue = `UPDATE queue SET ready = 1, head_pos = CASE WHEN head_pos > $5 THEN $5 ELSE head_pos END,
+			start_tag = CASE WHEN ready = 1 THEN start_tag ELSE {greatest}(start_tag, COALESCE((
+				SELECT x.queue_virtual FROM share x WHERE x.company{newest} = $1 AND x.lane{newest} = $3 AND x.caller = $4 ORDER BY x.start_tag DESC LIMIT 1), 0)) END
+		WHERE company{newest} = $1 AND id{newest} = $2 AND start_tag = (
+			SELECT w.start_tag FROM queue w WHERE w.company{newest} = $1 AND w.id{newest} = $2 ORDER BY w.start_tag DESC LIMIT 1)`
+)
+
+// readyShares queues the switching on of shares in their order. Who has their companies keeps every claim away; who has
+// not, locks each share before, and so waits for a claim that is just switching it off.
+func (t *tx) readyShares(shares []looseKey, locked bool) {
 	slices.SortFunc(shares, compareShares)
 	for _, s := range slices.Compact(shares) {
-		t.write(statement, s.company, s.lane, s.caller)
+		if !locked {
+			t.read(`SELECT ready FROM share WHERE company{newest} = $1 AND lane{newest} = $2 AND caller = $3 ORDER BY start_tag DESC LIMIT 1 {lock}`,
+				func(scanFunc) error { return nil }, s.company, s.lane, s.caller)
+		}
+		t.write(readyShare, s.company, s.lane, s.caller)
 	}
+}
+
+// readyQueue queues the switching on of a locked queue, where a send at a position can be claimed.
+func (t *tx) readyQueue(id QueueID, share looseKey, pos int64) {
+	t.write(readyQueue, id.Company, id.Queue, share.lane, share.caller, pos)
 }
 
 // newQueueID is random, so that replicas never meet, and grows with time, so that a new queue's rows stand together.
@@ -255,7 +289,7 @@ func (a *adding) lockQueues() error {
 	for _, id := range a.order {
 		q := a.queues[id]
 		a.t.read(`SELECT lane, caller, batch, state, ready, COALESCE(item_count, 0), COALESCE(sealed_at, 0), uploader
-			FROM queue WHERE company = $1 AND id = $2 {share}`, func(scan scanFunc) error {
+			FROM queue WHERE company{newest} = $1 AND id{newest} = $2 ORDER BY start_tag DESC LIMIT 1 {share}`, func(scan scanFunc) error {
 			q.found = true
 			return scan(&q.lane, &q.caller, flag{&q.batch}, &q.state, flag{&q.ready}, &q.itemCount, flag{&q.sealed}, &q.uploader)
 		}, id.Company, id.Queue)
@@ -301,7 +335,7 @@ func (a *adding) lockWritten() {
 	}
 	for _, id := range a.order {
 		if q := a.queues[id]; q.found && (!q.ready || final[id]) {
-			a.t.read(`SELECT id FROM queue WHERE company = $1 AND id = $2 {lock}`, func(scanFunc) error { return nil }, id.Company, id.Queue)
+			a.t.read(`SELECT id FROM queue WHERE company{newest} = $1 AND id{newest} = $2 ORDER BY start_tag DESC LIMIT 1 {lock}`, func(scanFunc) error { return nil }, id.Company, id.Queue)
 		}
 	}
 }
@@ -644,7 +678,7 @@ func (a *adding) count() {
 		if q.pending {
 			a.woken = append(a.woken, Wake{Company: id.Company, Lanes: q.lane.only()})
 			if !q.ready {
-				a.t.write(`UPDATE queue SET ready = 1 WHERE company = $1 AND id = $2`, id.Company, id.Queue)
+				a.t.readyQueue(id, looseKey{id.Company, q.lane, q.caller}, math.MaxInt64)
 			}
 		}
 	}
@@ -654,7 +688,7 @@ func (a *adding) count() {
 			shares = append(shares, looseKey{id.Company, q.lane, q.caller})
 		}
 	}
-	a.t.readyShares(readyShare, shares)
+	a.t.readyShares(shares, false)
 }
 
 // How long a call waits for a database that went away during its commit, to learn what became of it.
@@ -668,9 +702,8 @@ func (l *Ledger) findAdded(ctx context.Context, a *adding, lost error) error {
 		return l.transact(ctx, func(t *tx) error {
 			stored = map[ID]bool{}
 			// The lost transaction keeps its queues from being taken, or made, like this for as long as it may still commit.
-			for key := range a.made {
-				t.write(`INSERT INTO queue (company, id, lane, caller, created_at) VALUES ($1, $2, $3, $4, {now}) ON CONFLICT DO NOTHING`,
-					key.company, newQueueID(), key.lane, key.caller)
+			for _, key := range slices.SortedFunc(maps.Keys(a.made), compareShares) {
+				t.alone(key.company)
 			}
 			for _, id := range a.order {
 				t.read(`SELECT id FROM queue WHERE company = $1 AND id = $2 {all}`, func(scanFunc) error { return nil }, id.Company, id.Queue)

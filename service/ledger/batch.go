@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"time"
 )
 
@@ -207,35 +208,38 @@ func (t *tx) createBatch(id QueueID, n *NewBatch, f *filling) (batchRow, error) 
 	if n.Paused {
 		state = "paused"
 	}
-	t.write(`INSERT INTO share (company, lane, caller, weight) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING`,
-		n.Company, n.Lane, n.Caller, max(1, n.Weight))
-	args := []any{n.Company, id.Queue, n.Lane, n.Caller, state, n.Bot, n.Labels, n.Spec, orNull(n.RequestID), n.Hash, n.HashVersion}
-	if f == nil {
-		t.write(`INSERT INTO queue (company, id, lane, caller, batch, state, bot, labels, spec, request_id, hash, hash_version, created_at, uploaded_at)
-			VALUES ($1, $2, $3, $4, 1, $5, $6, $7, $8, $9, $10, $11, {now}, {now}) ON CONFLICT DO NOTHING`, args...)
-	} else {
-		t.write(`INSERT INTO queue (company, id, lane, caller, batch, state, bot, labels, spec, request_id, hash, hash_version, created_at,
-				sealed_at, item_count, source_queue, source_filter)
-			VALUES ($1, $2, $3, $4, 1, $5, $6, $7, $8, $9, $10, $11, {now}, {now}, -1, $12, $13) ON CONFLICT DO NOTHING`, append(args, f.source, f.filter)...)
-	}
+	t.alone(n.Company)
 	t.readBatch(id, &b, &found)
 	if err := t.flush(); err != nil || found {
 		return b, err
 	}
-	t.read(batchByRequestQuery, func(scan scanFunc) error {
-		found = true
-		return b.scan(scan)
-	}, n.Company, n.Caller, n.RequestID)
-	err := t.flush()
-	switch {
-	case err != nil:
-		return b, err
-	case !found:
-		return b, errChanged // the one that was met is being deleted: its request id is free in a moment
-	case b.HashVersion == n.HashVersion && !bytes.Equal(b.Hash, n.Hash):
-		return batchRow{}, ErrRequestIDReused
+	if n.RequestID != "" {
+		t.read(batchByRequestQuery, func(scan scanFunc) error {
+			found = true
+			return b.scan(scan)
+		}, n.Company, n.Caller, n.RequestID)
+		err := t.flush()
+		switch {
+		case err != nil:
+			return b, err
+		case found && b.HashVersion == n.HashVersion && !bytes.Equal(b.Hash, n.Hash):
+			return batchRow{}, ErrRequestIDReused
+		case found:
+			return b, nil
+		}
 	}
-	return b, nil
+	t.makeShare(looseKey{n.Company, n.Lane, n.Caller}, n.Weight)
+	args := []any{n.Company, id.Queue, n.Lane, n.Caller, state, n.Bot, n.Labels, n.Spec, orNull(n.RequestID), n.Hash, n.HashVersion}
+	if f == nil {
+		t.write(`INSERT INTO queue (company, id, lane, caller, batch, state, bot, labels, spec, request_id, hash, hash_version, created_at, uploaded_at)
+			VALUES ($1, $2, $3, $4, 1, $5, $6, $7, $8, $9, $10, $11, {now}, {now})`, args...)
+	} else {
+		t.write(`INSERT INTO queue (company, id, lane, caller, batch, state, bot, labels, spec, request_id, hash, hash_version, created_at,
+				sealed_at, item_count, source_queue, source_filter)
+			VALUES ($1, $2, $3, $4, 1, $5, $6, $7, $8, $9, $10, $11, {now}, {now}, -1, $12, $13)`, append(args, f.source, f.filter)...)
+	}
+	t.readBatch(id, &b, &found)
+	return b, t.flush()
 }
 
 // changeBatch changes a batch under a lock that waits for adds in flight and lets none begin; with claims also under
@@ -336,8 +340,10 @@ func (l *Ledger) ResumeBatch(ctx context.Context, id QueueID) (Batch, error) {
 		case "cancelled", "closed":
 			return ErrBatchEnded
 		case "paused":
-			t.writeOne(`UPDATE queue SET state = 'open', ready = 1 WHERE company = $1 AND id = $2 AND state = 'paused'`, id.Company, id.Queue)
-			t.write(readyShare, id.Company, b.Lane, b.Caller)
+			share := looseKey{id.Company, b.Lane, b.Caller}
+			t.writeOne(`UPDATE queue SET state = 'open', ready = 0 WHERE company = $1 AND id = $2 AND state = 'paused'`, id.Company, id.Queue)
+			t.readyQueue(id, share, math.MaxInt64)
+			t.readyShares([]looseKey{share}, false)
 		}
 		return nil
 	})

@@ -33,7 +33,7 @@ func TestPlansOfBatchesAndLists(t *testing.T) {
 		{"failed sends of a batch", list(failed.inQueue(Cursor{})), []string{"s USING INDEX send_amiss (company=? AND queue=? AND pos>? AND pos<?)"}, []string{"send_amiss on send s"}},
 		{"sends by request", list(byRequest.inTime(stream{})), []string{"s USING INDEX send_request"}, []string{"send_request on send s", ownQueuePostgres}},
 		{"batches", batches.query(newestBatches, n(newestBatches)), []string{"q USING INDEX queue_listed"}, []string{"Backward using queue_listed on queue q"}},
-		{"batch", batchQuery, []string{"q USING INDEX sqlite_autoindex_queue_1 (company=? AND id=?)"}, []string{"queue_pkey on queue q"}},
+		{"batch", batchQuery, []string{"q USING INDEX sqlite_autoindex_queue_1 (company=? AND id=?)"}, []string{"queue_id on queue q"}},
 		{"batch by request", batchByRequestQuery, []string{"q USING INDEX queue_request"}, []string{"queue_request on queue q"}},
 		{"results", resultsQuery, []string{"y USING COVERING INDEX send_result (company=? AND queue=? AND result_no>?)", byKey},
 			[]string{"send_result on send y", "((company = y.company) AND (queue = y.queue) AND (pos = y.pos))"}},

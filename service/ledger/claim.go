@@ -17,6 +17,10 @@ const (
 	claimChunk = 32
 	// Lapsed leases that one transaction settles.
 	claimLapses = 32
+	// Leases that lapsed longer ago are left to the sweep: under an old snapshot a claim would walk past all leases there were.
+	lapseAge = time.Minute
+	// Versions of a company's row that have the same era are walked past.
+	claimsPerEra = 64
 	// A position may be committed after a higher one. A queue's hint moves only past sends that are older than any add
 	// in flight, and is not believed for longer than this.
 	settledAge = 10 * time.Second
@@ -104,42 +108,66 @@ func (h *head) scanHead(scan scanFunc, more ...any) error {
 	return h.scan(scan, append(columns, more...)...)
 }
 
+// The floors: what is on has a tag near virtual time or above it, since it joins there, is looked at in the order of tags and is
+// served or switched off. So the search begins a little below, past the tags of long ago, which an old snapshot
+// keeps in the index. What was left behind further down, as far as two transactions can do that, is found by one claim in floorless.
+const (
+	floorDepth = 256 << 24 // turns of weight 1, as package pace counts: more than an add in flight can see go by
+	floorless  = 256
+)
+
+var (
+	shareFloor = fmt.Sprintf(`CASE WHEN c.claim_no %% %d = 0 THEN -1
+		ELSE (CASE n.lane WHEN 1 THEN c.urgent_virtual WHEN 2 THEN c.normal_virtual ELSE c.bulk_virtual END) - %d END`, floorless, floorDepth)
+	queueFloor = fmt.Sprintf(`CASE WHEN f.claim_no %% %d = 0 THEN -1 ELSE x.queue_virtual - %d END`, floorless, floorDepth)
+)
+
+// floor is the same for who has a company locked.
+func (c *companyRow) floor(virtual int64) int64 {
+	if c.claimNo%floorless == 0 {
+		return -1
+	}
+	return max(-1, virtual-floorDepth)
+}
+
+const lanesOf = ` FROM {companies} CROSS JOIN (SELECT 1 AS lane UNION ALL SELECT 2 UNION ALL SELECT 3) n`
+
+// waitingQuery gives the lanes that have a share which is on.
+var waitingQuery = `SELECT c.id, n.lane` + lanesOf + ` WHERE COALESCE(
+		(SELECT 1 FROM share x WHERE x.company = c.id AND x.lane = n.lane AND x.ready = 1 AND x.start_tag >= ` + shareFloor + `
+			ORDER BY x.start_tag, x.caller LIMIT 1),
+		(SELECT 1 FROM share x WHERE x.company = c.id AND x.lane = n.lane AND x.ready = 1 ORDER BY x.start_tag, x.caller LIMIT 1)) = 1 ORDER BY c.id, n.lane`
+
 // lookQuery finds the first send of the first queue of the first share of each lane. Each first is a scalar
 // sub-select, which ends at one row of an index: a join with ORDER BY would sort the whole queue. Each step is
 // materialized and the joins are in their order, so that no planner, whose cached plan may be from when the tables were
 // empty, begins anywhere else.
-const lookQuery = `WITH share_of AS MATERIALIZED (
-		SELECT c.id AS company, n.lane AS lane,
-			(SELECT x.caller FROM share x WHERE x.company = c.id AND x.lane = n.lane AND x.ready = 1
-				ORDER BY x.start_tag, x.caller LIMIT 1) AS caller
-		FROM company c CROSS JOIN (SELECT 1 AS lane UNION ALL SELECT 2 UNION ALL SELECT 3) n WHERE c.id {in 1}
+var lookQuery = `WITH share_of AS MATERIALIZED (
+		SELECT c.id AS company, c.claim_no, n.lane AS lane,
+			(SELECT x.caller FROM share x WHERE x.company = c.id AND x.lane = n.lane AND x.ready = 1 AND x.start_tag >= ` + shareFloor + `
+				ORDER BY x.start_tag, x.caller LIMIT 1) AS caller` + lanesOf + `
 	), queue_of AS MATERIALIZED (
-		SELECT f.company, f.lane, f.caller,
+		SELECT f.company, x.weight AS share_weight, x.start_tag AS share_tag, x.queue_virtual,
 			(SELECT u.id FROM queue u WHERE u.company = f.company AND u.lane = f.lane AND u.caller = f.caller
-				AND u.state = 'open' AND u.ready = 1 ORDER BY u.start_tag, u.id LIMIT 1) AS id
-		FROM share_of f WHERE f.caller IS NOT NULL
+				AND u.state = 'open' AND u.ready = 1 AND u.start_tag >= ` + queueFloor + ` ORDER BY u.start_tag, u.id LIMIT 1) AS id
+		FROM share_of f {share of f} WHERE f.caller IS NOT NULL
 	), send_of AS MATERIALIZED (
-		SELECT f.company, f.lane, f.caller, f.id,
+		SELECT f.company, f.id, f.share_weight, f.share_tag, f.queue_virtual, q.batch, q.state, q.cancelled_at, q.weight, q.start_tag, q.head_pos, q.looked_at,
 			(SELECT y.pos FROM send y WHERE y.company = f.company AND y.queue = f.id AND y.state = 'pending' AND y.parked = 0
-				AND y.pos >= (SELECT CASE WHEN u.looked_at < $2 THEN 0 ELSE u.head_pos END FROM queue u WHERE u.company = f.company AND u.id = f.id)
-				ORDER BY y.pos LIMIT 1) AS pos
-		FROM queue_of f WHERE f.id IS NOT NULL
-	) SELECT ` + recordColumns + headColumns + `,
-		(SELECT x.weight FROM share x WHERE x.company = f.company AND x.lane = f.lane AND x.caller = f.caller),
-		(SELECT x.start_tag FROM share x WHERE x.company = f.company AND x.lane = f.lane AND x.caller = f.caller),
-		(SELECT x.queue_virtual FROM share x WHERE x.company = f.company AND x.lane = f.lane AND x.caller = f.caller)
-	FROM send_of f CROSS JOIN send s CROSS JOIN queue q
-	WHERE s.company = f.company AND s.queue = f.id AND s.pos = f.pos AND q.company = f.company AND q.id = f.id`
+				AND y.pos >= CASE WHEN q.looked_at < $2 THEN 0 ELSE q.head_pos END ORDER BY y.pos LIMIT 1) AS pos
+		FROM queue_of f {queue of f} WHERE f.id IS NOT NULL
+	) SELECT ` + recordColumns + headColumns + `, q.share_weight, q.share_tag, q.queue_virtual
+	FROM send_of q CROSS JOIN send s WHERE s.company = q.company AND s.queue = q.id AND s.pos = q.pos`
 
-const lapsedQuery = `SELECT ` + recordColumns + fromRecord + `WHERE s.company {in 1} AND s.state = 'sending' AND s.lease_until <= {now}
-	ORDER BY s.lease_until LIMIT $2`
+// lapsedQuery asks for leases and not for the state, which have the same rows: so it goes by lease.
+const lapsedQuery = `SELECT ` + recordColumns + fromRecord + `WHERE s.company {in 1} AND s.lease_until <= (SELECT {now}) AND s.lease_until > $2
+	ORDER BY s.lease_until LIMIT $3`
 
 // nextQuery gives the next sends of a queue. The sub-select reads one index and nothing else.
 const nextQuery = `SELECT ` + recordColumns + headColumns + `
 	FROM (SELECT y.company, y.queue, y.pos FROM send y WHERE y.company = $1 AND y.queue = $2 AND y.state = 'pending' AND y.parked = 0 AND y.pos >= $3 AND y.pos < $4
 		ORDER BY y.pos LIMIT $5) n
-	CROSS JOIN send s CROSS JOIN queue q
-	WHERE s.company = n.company AND s.queue = n.queue AND s.pos = n.pos AND q.company = n.company AND q.id = n.queue
+	JOIN send s ON s.company = n.company AND s.queue = n.queue AND s.pos = n.pos {queue of s}
 	ORDER BY s.pos`
 
 func (c *claiming) run(companies []int64, decide func(View) Choice) error {
@@ -191,7 +219,7 @@ func (c *claiming) look(companies []int64) (map[int64][]Lane, error) {
 	waiting := map[int64][]Lane{}
 	list := c.t.l.dialect.list(companies)
 	c.lockCompanies(lockCompaniesSkip, companies)
-	c.t.read(`SELECT DISTINCT company, lane FROM share WHERE company {in 1} AND ready = 1 ORDER BY company, lane`, func(scan scanFunc) error {
+	c.t.read(waitingQuery, func(scan scanFunc) error {
 		var id int64
 		var lane Lane
 		err := scan(&id, &lane)
@@ -209,15 +237,16 @@ func (c *claiming) look(companies []int64) (map[int64][]Lane, error) {
 		err := r.scan(scan)
 		c.lapsed = append(c.lapsed, r)
 		return err
-	}, list, claimLapses)
+	}, list, c.t.l.aboutNow()-micros(lapseAge), claimLapses)
 	return waiting, c.t.flush()
 }
 
-// search goes through a lane's shares and their queues in their order until it finds a send that may be claimed. What it
-// passes over it parks, lets expire or switches off, so that no claim passes over it again.
+// search goes through a lane's shares and their queues in their order, first those above the floor, until it finds a send
+// that may be claimed. What it passes over it parks, lets expire or switches off, so that no claim passes over it again.
 func (c *claiming) search(company int64, lane Lane) error {
 	delete(c.heads, laneKey{company, lane})
-	share, caller := int64(-1), ""
+	floor := c.companies[company].floor(c.companies[company].virtual[lane])
+	share, caller, below := floor, "", floor < 0
 	for c.spend(company) {
 		var tag Tag
 		found := false
@@ -227,8 +256,15 @@ func (c *claiming) search(company int64, lane Lane) error {
 				found = true
 				return scan(&caller, &tag.Start, &tag.Weight, &tag.Virtual)
 			}, company, lane, share, caller)
-		if err := c.t.flush(); err != nil || !found {
+		if err := c.t.flush(); err != nil {
 			return err
+		}
+		if !found || below && floor >= 0 && tag.Start >= floor {
+			if below {
+				return nil
+			}
+			below, share, caller = true, -1, ""
+			continue
 		}
 		share = tag.Start
 		if done, err := c.searchShare(company, lane, caller, tag); err != nil || done {
@@ -250,7 +286,8 @@ func (c *claiming) spend(company int64) bool {
 
 // searchShare goes through the queues of a share. It reports whether the search is over.
 func (c *claiming) searchShare(company int64, lane Lane, caller string, share Tag) (bool, error) {
-	start, id := int64(-1), int64(0)
+	floor := c.companies[company].floor(share.Virtual)
+	start, id, below := floor, int64(0), floor < 0
 	any := false
 	for c.spend(company) {
 		var q head
@@ -264,12 +301,17 @@ func (c *claiming) searchShare(company int64, lane Lane, caller string, share Ta
 		if err := c.t.flush(); err != nil {
 			return false, err
 		}
-		if !found {
+		if !found || below && floor >= 0 && start >= floor {
+			if !below {
+				below, start, id = true, -1, 0
+				continue
+			}
 			if any {
 				return false, nil
 			}
-			return false, c.switchOffShare(company, lane, caller)
+			return false, c.switchOffShare(company, lane, caller, share.Start)
 		}
+		q.queue.Start = start
 		off, done, err := c.searchQueue(QueueID{company, id}, &q, share)
 		if err != nil || done {
 			return done, err
@@ -302,7 +344,7 @@ func (c *claiming) searchQueue(id QueueID, q *head, share Tag) (off, over bool, 
 				hint, from, end = 0, 0, hint
 				continue
 			}
-			off, err := c.switchOffQueue(id)
+			off, err := c.switchOffQueue(id, q.queue.Start)
 			return off, false, err
 		}
 		for _, h := range rows {
@@ -344,30 +386,30 @@ func (c *claiming) delay(h *head) {
 
 // switchOffQueue keeps an empty queue from being looked at. An add that is not committed yet holds the queue, and
 // then it stays on; one that comes later waits, sees it off and switches it on.
-func (c *claiming) switchOffQueue(id QueueID) (bool, error) {
+func (c *claiming) switchOffQueue(id QueueID, start int64) (bool, error) {
 	mine, empty := false, true
-	c.t.read(`SELECT id FROM queue WHERE company = $1 AND id = $2 {all skip}`, yes(&mine), id.Company, id.Queue)
+	c.t.read(`SELECT id FROM queue WHERE company{newest} = $1 AND id{newest} = $2 AND start_tag = $3 {all skip}`, yes(&mine), id.Company, id.Queue, start)
 	c.t.read(`SELECT pos FROM send WHERE company = $1 AND queue = $2 AND state = 'pending' AND parked = 0 ORDER BY pos LIMIT 1`,
 		func(scanFunc) error { empty = false; return nil }, id.Company, id.Queue)
 	if err := c.t.flush(); err != nil || !mine || !empty {
 		return false, err
 	}
 	c.wrote = true
-	c.t.writeOne(`UPDATE queue SET ready = 0 WHERE company = $1 AND id = $2`, id.Company, id.Queue)
+	c.t.writeOne(`UPDATE queue SET ready = 0 WHERE company{newest} = $1 AND id{newest} = $2 AND start_tag = $3`, id.Company, id.Queue, start)
 	return true, nil
 }
 
 // switchOffShare does the same with a share that has no queue to look at.
-func (c *claiming) switchOffShare(company int64, lane Lane, caller string) error {
+func (c *claiming) switchOffShare(company int64, lane Lane, caller string, start int64) error {
 	mine, ready := false, false
-	c.t.read(`SELECT caller FROM share WHERE company = $1 AND lane = $2 AND caller = $3 {all skip}`, yes(&mine), company, lane, caller)
+	c.t.read(`SELECT caller FROM share WHERE company{newest} = $1 AND lane{newest} = $2 AND caller = $3 AND start_tag = $4 {all skip}`, yes(&mine), company, lane, caller, start)
 	c.t.read(`SELECT id FROM queue WHERE company = $1 AND lane = $2 AND caller = $3 AND state = 'open' AND ready = 1 LIMIT 1`,
 		yes(&ready), company, lane, caller)
 	if err := c.t.flush(); err != nil || !mine || ready {
 		return err
 	}
 	c.wrote = true
-	c.t.writeOne(`UPDATE share SET ready = 0 WHERE company = $1 AND lane = $2 AND caller = $3`, company, lane, caller)
+	c.t.writeOne(`UPDATE share SET ready = 0 WHERE company{newest} = $1 AND lane{newest} = $2 AND caller = $3 AND start_tag = $4`, company, lane, caller, start)
 	return nil
 }
 
@@ -428,7 +470,7 @@ func (c *claiming) answer(company int64, decide func(View) Choice) (*pick, error
 	if choice.Lane == 0 {
 		if choice.Pace != nil {
 			c.wrote = true
-			c.t.writeOne(`UPDATE company SET pace = $2 WHERE id = $1`, company, choice.Pace)
+			c.t.writeOne(setPace, company, row.era, choice.Pace)
 		}
 		return nil, nil
 	}
@@ -446,6 +488,9 @@ func (c *claiming) answer(company int64, decide func(View) Choice) (*pick, error
 	out.Send, p.send = &s, &s
 	return p, nil
 }
+
+// setPace changes the budget of a locked company.
+const setPace = `UPDATE company SET pace = $3 WHERE id{newest} = $1 AND era = $2`
 
 // pick is a head that was chosen.
 type pick struct {
@@ -470,13 +515,13 @@ func (c *claiming) claim(picks []*pick) {
 		if h.lookedAt < c.believe {
 			lookedAt = c.now
 		}
-		c.t.write(`UPDATE queue SET start_tag = $3, head_pos = $4, looked_at = $5, sending = sending + 1 WHERE company = $1 AND id = $2`,
-			s.ID.Company, s.ID.Queue, p.choice.Queue.Start, headPos, lookedAt)
+		c.t.writeOne(`UPDATE queue SET start_tag = $4, head_pos = $5, looked_at = $6, sending = sending + 1 WHERE company{newest} = $1 AND id{newest} = $2 AND start_tag = $3`,
+			s.ID.Company, s.ID.Queue, h.queue.Start, p.choice.Queue.Start, headPos, lookedAt)
 	}
 	for _, p := range picks {
 		s := p.send
-		c.t.write(`UPDATE share SET start_tag = $4, queue_virtual = $5, served = served + 1 WHERE company = $1 AND lane = $2 AND caller = $3`,
-			s.ID.Company, s.Lane, s.Caller, p.choice.Share.Start, p.choice.Queue.Virtual)
+		c.t.writeOne(`UPDATE share SET start_tag = $5, queue_virtual = $6, served = served + 1 WHERE company{newest} = $1 AND lane{newest} = $2 AND caller = $3 AND start_tag = $4`,
+			s.ID.Company, s.Lane, s.Caller, p.head.share.Start, p.choice.Share.Start, p.choice.Queue.Virtual)
 	}
 	for _, p := range picks {
 		s := p.send
@@ -485,8 +530,8 @@ func (c *claiming) claim(picks []*pick) {
 			s.ID.Company, s.ID.Queue, s.ID.Pos, s.Claim, c.t.l.replica, s.LeaseUntil)
 		c.t.read(`SELECT body FROM send WHERE company = $1 AND queue = $2 AND pos = $3`,
 			func(scan scanFunc) error { return scan(&s.Body) }, s.ID.Company, s.ID.Queue, s.ID.Pos)
-		c.t.write(`UPDATE company SET claim_no = claim_no + 1, pace = $2, `+virtualColumns[s.Lane]+` = $3 WHERE id = $1`,
-			s.ID.Company, p.choice.Pace, p.choice.Share.Virtual)
+		c.t.writeOne(`UPDATE company SET claim_no = claim_no + 1, era = $3, pace = $4, `+virtualColumns[s.Lane]+` = $5 WHERE id{newest} = $1 AND era = $2`,
+			s.ID.Company, c.companies[s.ID.Company].era, s.Claim/claimsPerEra, p.choice.Pace, p.choice.Share.Virtual)
 	}
 	for _, p := range picks {
 		if s := p.send; p.choice.RecipientGap > 0 && s.Recipient != "" && s.Lane != Urgent {

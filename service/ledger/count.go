@@ -207,6 +207,12 @@ var invariants = []struct{ broken, query string }{
 		WHERE c.added <> ` + added + ` OR c.scheduled <> ` + addedScheduled + ` - q.left_scheduled
 			OR c.sending <> q.sending OR c.sent <> q.sent OR c.failed <> q.failed OR c.unknown <> q.unknown
 			OR c.cancelled <> q.cancelled OR c.expired <> q.expired)`},
+	{"a company is there twice", `SELECT min(id), 0 FROM company GROUP BY id HAVING count(*) > 1
+		UNION ALL SELECT min(id), 0 FROM company GROUP BY name HAVING count(*) > 1`},
+	{"a share is there twice", `SELECT company, 0 FROM share GROUP BY company, lane, caller HAVING count(*) > 1`},
+	{"a queue is there twice", `SELECT company, min(id) FROM queue GROUP BY company, id HAVING count(*) > 1
+		UNION ALL SELECT company, min(id) FROM queue WHERE batch = 0 GROUP BY company, lane, caller HAVING count(*) > 1
+		UNION ALL SELECT company, min(id) FROM queue WHERE request_id IS NOT NULL GROUP BY company, caller, request_id HAVING count(*) > 1`},
 	{"a send has no queue", `SELECT s.company, s.queue FROM send s WHERE NOT EXISTS (SELECT 1 FROM queue q WHERE q.company = s.company AND q.id = s.queue)`},
 	{"a send can be claimed and its queue is off", `SELECT q.company, q.id FROM queue q WHERE q.ready = 0 AND q.state <> 'cancelled'
 		AND EXISTS (SELECT 1 FROM send s WHERE s.company = q.company AND s.queue = q.id AND s.state = 'pending' AND s.parked = 0)`},

@@ -22,6 +22,13 @@ import (
 //	{each}($N){value}  the texts of the JSON array $N, as rows with a column value
 //	{find}(a, b)       where the text a has b in it; zero: nowhere
 //	{timeline}   of the database; where it has none, what the table home says
+//	{alone}      SELECT {alone} of company $1: nobody else makes rows of company, share or queue in it until the commit. It comes
+//	             before all other locks
+//	{greatest}(a, b)   the greater one
+//	{newest}     behind each column of the key of a company, a share or a queue, with ORDER BY era DESC LIMIT 1 or start_tag DESC, or
+//	             era or start_tag known: go from the row's newest version, not past all that an old snapshot keeps
+//	{companies}, {companies lock}, {companies skip}  the companies c in list parameter $1, their newest versions, locked
+//	{share of f}, {queue of f}, {queue of s}  joins the newest version of f's share x, of f's queue q, of a send's queue q
 //	{amiss}      behind the table send: go through the index of sends that are amiss, which SQLite takes for no better
 //	             than the table
 type dialect struct {
@@ -69,6 +76,11 @@ func newSQLiteDialect() *dialect {
 			"{now}", "clock_us()",
 			"{lock}", "", "{lock skip}", "", "{share}", "", "{all}", "", "{all skip}", "",
 			"{in 1}", "IN (SELECT value FROM json_each($1))",
+			"{alone}", "$1", "{greatest}", "max", "{newest}", "",
+			"{companies}", sqliteCompanies, "{companies lock}", sqliteCompanies, "{companies skip}", sqliteCompanies,
+			"{share of f}", "JOIN share x ON x.company = f.company AND x.lane = f.lane AND x.caller = f.caller",
+			"{queue of f}", "JOIN queue q ON q.company = f.company AND q.id = f.id",
+			"{queue of s}", "JOIN queue q ON "+ownQueue,
 			"{each}", "json_each", "{value}", "", "{find}", "instr", "{timeline}", homeTimeline, "{amiss}", " INDEXED BY send_amiss",
 		),
 		positions: "UPDATE counter SET next = next + $1 WHERE name = 'send_pos' RETURNING next - $1",
@@ -79,6 +91,17 @@ func newSQLiteDialect() *dialect {
 		stripes:    1,
 		unnumbered: true,
 	}
+}
+
+const sqliteCompanies = "(SELECT * FROM company WHERE id IN (SELECT value FROM json_each($1)) ORDER BY id) c"
+
+// postgresCompanies locks in the order of the list.
+func postgresCompanies(lock string) string {
+	return `unnest($1::bigint[]) listed(id) CROSS JOIN LATERAL (SELECT * FROM company w WHERE w.id + 0 = listed.id ORDER BY w.era DESC LIMIT 1 ` + lock + `) c`
+}
+
+func postgresQueue(company, id string) string {
+	return `CROSS JOIN LATERAL (SELECT * FROM queue w WHERE w.company + 0 = ` + company + ` AND w.id + 0 = ` + id + ` ORDER BY w.start_tag DESC LIMIT 1) q`
 }
 
 // The timeline of a database that has none is the one that was stored.
@@ -98,6 +121,12 @@ func newPostgresDialect(timeline string) *dialect {
 			"{lock}", "FOR NO KEY UPDATE", "{lock skip}", "FOR NO KEY UPDATE SKIP LOCKED",
 			"{share}", "FOR KEY SHARE", "{all}", "FOR UPDATE", "{all skip}", "FOR UPDATE SKIP LOCKED",
 			"{in 1}", "= ANY($1::bigint[])",
+			"{alone}", "pg_advisory_xact_lock(1784, $1::int)", "{greatest}", "GREATEST", "{newest}", " + 0",
+			"{companies}", postgresCompanies(""), "{companies lock}", postgresCompanies("FOR NO KEY UPDATE"), "{companies skip}", postgresCompanies("FOR NO KEY UPDATE SKIP LOCKED"),
+			"{share of f}", `CROSS JOIN LATERAL (SELECT * FROM share w WHERE w.company + 0 = f.company AND w.lane + 0 = f.lane AND w.caller = f.caller
+				ORDER BY w.start_tag DESC LIMIT 1) x`,
+			"{queue of f}", postgresQueue("f.company", "f.id"),
+			"{queue of s}", postgresQueue("s.company", "s.queue"),
 			"{each}", "jsonb_array_elements_text", "{value}", " AS each(value)", "{find}", "strpos", "{timeline}", timeline, "{amiss}", "",
 		),
 		positions: "SELECT nextval('send_pos') FROM generate_series(1, $1::bigint)",

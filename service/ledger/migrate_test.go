@@ -99,13 +99,16 @@ func TestNewerSchemaIsRefused(t *testing.T) {
 	})
 }
 
-// Both databases have the same tables, columns, defaults and indexes, but for what the first line of the migration says.
+// Both databases have the same tables, columns, defaults and indexes, but for what the first lines of the migration say.
 func TestSchemasAreTheSame(t *testing.T) {
 	files, err := migrations.ReadDir("migrations/sqlite")
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, file := range files {
+		if file.Name() == "00004_newest.sql" {
+			continue // is about what PostgreSQL alone has: old versions of rows
+		}
 		lite, err := migrations.ReadFile("migrations/sqlite/" + file.Name())
 		if err != nil {
 			t.Fatal(err)

@@ -151,7 +151,7 @@ func (w *world) pass(t *rapid.T) {
 	case 1:
 		mustExec(w, w.l, `UPDATE send SET due_at = 1 WHERE company = $1 AND state = 'scheduled'`, w.company)
 	case 2:
-		mustExec(w, w.l, `UPDATE send SET lease_until = 1 WHERE company = $1 AND state = 'sending'`, w.company)
+		mustExec(w, w.l, `UPDATE send SET lease_until = {now} - 1 WHERE company = $1 AND state = 'sending'`, w.company)
 		w.flying = nil
 	case 3:
 		mustExec(w, w.l, `UPDATE send SET owner = 'dead' WHERE company = $1 AND owner IS NOT NULL`, w.company)
@@ -172,7 +172,7 @@ func (w *world) drain() {
 	w.resume()
 	for range 3 * (w.accepted + 1) {
 		mustExec(w, w.l, `UPDATE send SET due_at = 1 WHERE company = $1 AND due_at > 1 AND state IN ('scheduled', 'pending')`, w.company)
-		mustExec(w, w.l, `UPDATE send SET lease_until = 1 WHERE company = $1 AND state = 'sending'`, w.company)
+		mustExec(w, w.l, `UPDATE send SET lease_until = {now} - 1 WHERE company = $1 AND state = 'sending'`, w.company)
 		sweepAll(w, w.l)
 		s := mustClaim(w, w.l, w.company, chooseFirst)
 		if s == nil {

@@ -35,7 +35,7 @@ const recordColumns = `s.company, s.queue, s.pos, s.lane, s.caller, q.batch, s.b
 	s.accepted_at, COALESCE(s.due_at, 0), COALESCE(s.expire_at, 0), COALESCE(s.lease_until, 0), COALESCE(s.sent_at, 0),
 	COALESCE(s.settled_at, CASE WHEN s.state IN ('scheduled', 'pending') THEN q.cancelled_at END, 0)`
 
-const fromRecord = ` FROM send s JOIN queue q ON ` + ownQueue + ` `
+const fromRecord = ` FROM send s {queue of s} `
 
 // ownQueue joins a send's queue by the send's columns and nothing else: a planner that put a known company in place of
 // the send's would take all queues of a company for few.

@@ -237,8 +237,9 @@ func (t *tx) copyChosen(r *replaying, end int64) (int64, error) {
 	}
 	t.write(`INSERT INTO tally (company, queue, stripe, added) VALUES ($1, $2, $3, $4)
 		ON CONFLICT (company, queue, stripe) DO UPDATE SET added = tally.added + excluded.added`, r.id.Company, r.id.Queue, t.l.stripe, items)
-	t.write(`UPDATE queue SET ready = 1 WHERE company = $1 AND id = $2`, r.id.Company, r.id.Queue)
-	t.write(readyShare, r.id.Company, r.lane, r.caller)
+	share := looseKey{r.id.Company, r.lane, r.caller}
+	t.readyQueue(r.id, share, math.MaxInt64)
+	t.readyShares([]looseKey{share}, false)
 	return items, t.flush()
 }
 

@@ -262,17 +262,11 @@ func (l *Ledger) publish(g *ground) {
 func (l *Ledger) Company(ctx context.Context, name string) (int64, error) {
 	var id int64
 	err := l.transact(ctx, func(t *tx) error {
-		id = 0
+		t.alone(0)
 		t.write(`INSERT INTO company (id, name) SELECT COALESCE(max(id), 0) + 1, CAST($1 AS TEXT) FROM company
-			WHERE NOT EXISTS (SELECT 1 FROM company WHERE name = CAST($1 AS TEXT)) ON CONFLICT DO NOTHING`, name)
+			HAVING NOT EXISTS (SELECT 1 FROM company WHERE name = CAST($1 AS TEXT))`, name)
 		t.read(`SELECT id FROM company WHERE name = $1`, func(scan scanFunc) error { return scan(&id) }, name)
-		if err := t.flush(); err != nil {
-			return err
-		}
-		if id == 0 {
-			return errChanged // another company was made at the same moment and took the number
-		}
-		return nil
+		return t.flush()
 	})
 	return id, err
 }
@@ -288,7 +282,7 @@ func (l *Ledger) SetWeight(ctx context.Context, company int64, caller string, we
 // ReadPace reads a company's pace bytes and the database's time, without a lock.
 func (l *Ledger) ReadPace(ctx context.Context, company int64) (now int64, pace []byte, err error) {
 	found := false
-	err = l.query(ctx, `SELECT {now}, pace FROM company WHERE id = $1`, func(scan scanFunc) error {
+	err = l.query(ctx, `SELECT {now}, pace FROM company WHERE id{newest} = $1 ORDER BY era DESC LIMIT 1`, func(scan scanFunc) error {
 		found = true
 		return scan(&now, &pace)
 	}, company)

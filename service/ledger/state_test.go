@@ -99,7 +99,7 @@ var events = []struct {
 	}, map[State]State{Unknown: Sent}, map[State]string{Unknown: "true <nil>"}, "false <nil>"},
 	{"its lease lapses", func(t *testing.T, l *Ledger, s Send) string {
 		if s.State == Sending {
-			mustExec(t, l, `UPDATE send SET lease_until = 1 WHERE company = $1`, s.ID.Company)
+			mustExec(t, l, `UPDATE send SET lease_until = {now} - 1 WHERE company = $1`, s.ID.Company)
 		}
 		return sweepAll(t, l)
 	}, map[State]State{Sending: Unknown}, nil, "swept"},
@@ -255,7 +255,7 @@ func TestLapsedLeaseFollowsTheCallersChoice(t *testing.T) {
 			s.OnUnknown = test.choice
 			id := mustAdd(t, l, s)[0].Send.ID
 			mustClaim(t, l, company, chooseFirst)
-			mustExec(t, l, `UPDATE send SET lease_until = 1, attempt = $1 WHERE state = 'sending'`, test.attempts)
+			mustExec(t, l, `UPDATE send SET lease_until = {now} - 1, attempt = $1 WHERE state = 'sending'`, test.attempts)
 			// The claim meets the lapsed lease, and does not send anything for it yet.
 			if got := mustClaim(t, l, company, func(View) Choice { return Choice{} }); got != nil {
 				t.Errorf("claimed %+v", got)
@@ -394,6 +394,6 @@ func TestResultNumbersAreGivenOnce(t *testing.T) {
 // mustBatch makes a batch's queue.
 func mustBatch(t check, l *Ledger, company, id int64, lane Lane) {
 	t.Helper()
-	mustExec(t, l, `INSERT INTO share (company, lane, caller) VALUES ($1, $2, 'shop') ON CONFLICT DO NOTHING`, company, lane)
+	mustExec(t, l, `INSERT INTO share (company, lane, caller) SELECT $1, $2, 'shop' WHERE NOT EXISTS (SELECT 1 FROM share WHERE company = $1 AND lane = $2 AND caller = 'shop')`, company, lane)
 	mustExec(t, l, `INSERT INTO queue (company, id, lane, caller, batch, created_at) VALUES ($1, $2, $3, 'shop', 1, 1)`, company, id, lane)
 }

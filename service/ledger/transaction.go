@@ -78,6 +78,11 @@ func (t *tx) writeOne(query string, args ...any) {
 	t.steps = append(t.steps, step{query: query, args: args, one: true})
 }
 
+// alone keeps others from making companies (0), or a company's shares and queues, until the commit.
+func (t *tx) alone(company int64) {
+	t.read(`SELECT {alone}`, func(scanFunc) error { return nil }, company)
+}
+
 // flush runs what is queued.
 func (t *tx) flush() error {
 	steps := t.steps

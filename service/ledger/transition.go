@@ -39,6 +39,7 @@ type ground struct {
 
 // companyRow is a locked company.
 type companyRow struct {
+	era     int64 // with which the row is found
 	claimNo int64
 	virtual [Bulk + 1]int64 // by lane
 	pace    []byte
@@ -49,6 +50,7 @@ type companyRow struct {
 
 // queueRow is a locked queue and what is to be added to it.
 type queueRow struct {
+	start      int64 // its tag, with which the row is found
 	batch      bool
 	state      string
 	nextResult int64
@@ -82,14 +84,15 @@ func newGround(t *tx) *ground {
 }
 
 // The clock is read outside of what takes the lock: in the same list of columns it could be read before.
-const lockCompanies = `WITH locked AS MATERIALIZED (
-		SELECT id, claim_no, urgent_virtual, normal_virtual, bulk_virtual, pace FROM company WHERE id {in 1} ORDER BY id {lock}
-	) SELECT id, claim_no, urgent_virtual, normal_virtual, bulk_virtual, pace, (SELECT CASE WHEN timeline = {timeline} THEN held ELSE 2 END FROM home), {now} FROM locked`
-
-// lockCompaniesSkip leaves out those that somebody else has.
-const lockCompaniesSkip = `WITH locked AS MATERIALIZED (
-		SELECT id, claim_no, urgent_virtual, normal_virtual, bulk_virtual, pace FROM company WHERE id {in 1} ORDER BY id {lock skip}
-	) SELECT id, claim_no, urgent_virtual, normal_virtual, bulk_virtual, pace, (SELECT CASE WHEN timeline = {timeline} THEN held ELSE 2 END FROM home), {now} FROM locked`
+const (
+	lockCompanies = `WITH locked AS MATERIALIZED (
+		SELECT c.id, c.era, c.claim_no, c.urgent_virtual, c.normal_virtual, c.bulk_virtual, c.pace FROM {companies lock}` + lockedCompanies
+	// lockCompaniesSkip leaves out those that somebody else has.
+	lockCompaniesSkip = `WITH locked AS MATERIALIZED (
+		SELECT c.id, c.era, c.claim_no, c.urgent_virtual, c.normal_virtual, c.bulk_virtual, c.pace FROM {companies skip}` + lockedCompanies
+	lockedCompanies = `
+	) SELECT id, era, claim_no, urgent_virtual, normal_virtual, bulk_virtual, pace, (SELECT CASE WHEN timeline = {timeline} THEN held ELSE 2 END FROM home), {now} FROM locked`
+)
 
 // lockCompanies queues the locks; the companies are there after the next flush.
 func (g *ground) lockCompanies(query string, ids []int64) {
@@ -97,7 +100,7 @@ func (g *ground) lockCompanies(query string, ids []int64) {
 		var id int64
 		var held int
 		c := &companyRow{}
-		if err := scan(&id, &c.claimNo, &c.virtual[Urgent], &c.virtual[Normal], &c.virtual[Bulk], &c.pace, &held, &g.now); err != nil {
+		if err := scan(&id, &c.era, &c.claimNo, &c.virtual[Urgent], &c.virtual[Normal], &c.virtual[Bulk], &c.pace, &held, &g.now); err != nil {
 			return err
 		}
 		c.held, c.moved = held != 0, held == 2
@@ -115,11 +118,11 @@ func (g *ground) lockQueues(ids []QueueID) {
 		if g.queues[id] != nil {
 			continue
 		}
-		g.t.read(`SELECT lane, caller, batch, state, next_result, sent + failed + unknown + cancelled + expired, COALESCE(item_count, -1), COALESCE(ended_at, 0)
-			FROM queue WHERE company = $1 AND id = $2 {lock}`, func(scan scanFunc) error {
+		g.t.read(`SELECT lane, caller, batch, state, start_tag, next_result, sent + failed + unknown + cancelled + expired, COALESCE(item_count, -1), COALESCE(ended_at, 0)
+			FROM queue WHERE company{newest} = $1 AND id{newest} = $2 ORDER BY start_tag DESC LIMIT 1 {lock}`, func(scan scanFunc) error {
 			q := &queueRow{results: map[State]int64{}, headPos: -1}
 			g.queues[id] = q
-			return scan(&q.lane, &q.caller, flag{&q.batch}, &q.state, &q.nextResult, &q.done, &q.itemCount, &q.endedAt)
+			return scan(&q.lane, &q.caller, flag{&q.batch}, &q.state, &q.start, &q.nextResult, &q.done, &q.itemCount, &q.endedAt)
 		}, id.Company, id.Queue)
 	}
 }
@@ -330,7 +333,7 @@ func (g *ground) write() error {
 	}
 	for id, c := range g.companies {
 		if c.repaced {
-			g.t.write(`UPDATE company SET pace = $2 WHERE id = $1`, id, c.pace)
+			g.t.write(setPace, id, c.era, c.pace)
 		}
 	}
 	if len(g.freed) > 0 {
@@ -341,7 +344,7 @@ func (g *ground) write() error {
 		}
 		shares = append(shares, freed...)
 	}
-	g.t.readyShares(readyShare+` AND ready = 0`, shares)
+	g.t.readyShares(shares, true)
 	return nil
 }
 
@@ -360,7 +363,7 @@ func (g *ground) writeUnparked() ([]looseKey, error) {
 			callers[id] = q.caller
 			continue
 		}
-		g.t.read(`SELECT caller FROM queue WHERE company = $1 AND id = $2 {lock skip}`, func(scan scanFunc) error {
+		g.t.read(`SELECT caller FROM queue WHERE company{newest} = $1 AND id{newest} = $2 ORDER BY start_tag DESC LIMIT 1 {lock skip}`, func(scan scanFunc) error {
 			var caller string
 			err := scan(&caller)
 			callers[id] = caller
@@ -379,9 +382,9 @@ func (g *ground) writeUnparked() ([]looseKey, error) {
 			busy = append(busy, h.queueID())
 			continue
 		}
-		shares = append(shares, looseKey{h.ID.Company, h.Lane, caller})
-		g.t.write(`UPDATE queue SET ready = 1, head_pos = CASE WHEN head_pos > $3 THEN $3 ELSE head_pos END WHERE company = $1 AND id = $2`,
-			h.ID.Company, h.ID.Queue, h.ID.Pos)
+		share := looseKey{h.ID.Company, h.Lane, caller}
+		shares = append(shares, share)
+		g.t.readyQueue(h.queueID(), share, h.ID.Pos)
 	}
 	if len(busy) > 0 {
 		return nil, &busyError{busy}
@@ -409,13 +412,14 @@ func (g *ground) writeQueue(id QueueID, q *queueRow) {
 	}
 	g.t.write(`UPDATE queue SET next_result = $3, sending = sending + $4, left_scheduled = left_scheduled + $5,
 			sent = sent + $6, failed = failed + $7, unknown = unknown + $8, cancelled = cancelled + $9, expired = expired + $10,
-			ready = CASE WHEN $11 = 1 THEN 1 ELSE ready END,
-			head_pos = CASE WHEN $12 >= 0 AND head_pos > $12 THEN $12 ELSE head_pos END,
-			state = $13, ended_at = $14
-		WHERE company = $1 AND id = $2`,
+			state = $11, ended_at = $12
+		WHERE company{newest} = $1 AND id{newest} = $2 AND start_tag = $13`,
 		id.Company, id.Queue, q.nextResult, q.sending, q.leftScheduled,
 		q.results[Sent], q.results[Failed], q.results[Unknown], q.results[Cancelled], q.results[Expired],
-		oneIf(q.ready), q.headPos, state, orNull(q.endedAt))
+		state, orNull(q.endedAt), q.start)
+	if q.ready {
+		g.t.readyQueue(id, looseKey{id.Company, q.lane, q.caller}, q.headPos)
+	}
 }
 
 func (g *ground) writeSend(r *record) {
