@@ -16,6 +16,7 @@ func (s *core) companyOf(ctx context.Context, botID string) (*dispatch.Company, 
 	company, ok := s.settings.Load().Bots[botID]
 	switch {
 	case ok && c.MayUseBot(company.Name, botID):
+		touch(ctx, company.Name, "")
 		return company, nil
 	case !c.MayUseAll():
 		return nil, newFault(facadev1.ErrorReason_CALLER_FORBIDDEN, "this caller may use no such bot; its `companies` and `bots` in the server's configuration say which it may")
@@ -54,6 +55,7 @@ func listedCaller(ctx context.Context) string {
 	if c := callerOf(ctx); !c.Admin() {
 		return c.Name()
 	}
+	touchOthers(ctx)
 	return ""
 }
 
@@ -81,6 +83,9 @@ func (s *core) visibleSend(ctx context.Context, id ledger.ID) (ledger.Send, erro
 	if err == nil && !s.visible(ctx, id.Company, row.Caller) {
 		return ledger.Send{}, ledger.ErrNotFound
 	}
+	if err == nil {
+		s.touchRow(ctx, id.Company, row.Caller, sendName(id))
+	}
 	return row, err
 }
 
@@ -89,6 +94,9 @@ func (s *core) visibleBatch(ctx context.Context, id ledger.QueueID) (ledger.Batc
 	b, err := s.ledger.Batch(ctx, id)
 	if err == nil && !s.visible(ctx, id.Company, b.Caller) {
 		return ledger.Batch{}, ledger.ErrNotFound
+	}
+	if err == nil {
+		s.touchRow(ctx, id.Company, b.Caller, batchName(id))
 	}
 	return b, err
 }
@@ -103,6 +111,7 @@ func (s *core) ownNotifications(ctx context.Context, botID string, ids []string)
 	if !c.Admin() {
 		return s.ledger.OwnNotifications(ctx, company.ID, botID, c.Name(), ids)
 	}
+	touchOthers(ctx)
 	all := map[string]bool{}
 	for _, id := range ids {
 		all[id] = true

@@ -21,6 +21,7 @@ import (
 	"google.golang.org/grpc/peer"
 
 	facadev1 "github.com/jelou-facade/jelou-facade/gen/jelou/facade/v1"
+	"github.com/jelou-facade/jelou-facade/service/audit"
 	"github.com/jelou-facade/jelou-facade/service/caller"
 )
 
@@ -37,6 +38,7 @@ const openMethods = "/grpc.health.v1.Health/"
 type doors struct {
 	roster  atomic.Pointer[roster]
 	refused map[caller.Reason]*atomic.Int64
+	audit   *audit.Refusals
 }
 
 // roster is a set of callers until another one replaces it. What failed before is forgotten with it: the other one may be
@@ -49,8 +51,8 @@ type roster struct {
 
 func newRoster(set *caller.Set) *roster { return &roster{set: set, replaced: make(chan struct{})} }
 
-func newDoors(set *caller.Set) *doors {
-	d := &doors{refused: map[caller.Reason]*atomic.Int64{}}
+func newDoors(set *caller.Set, log *audit.Log) *doors {
+	d := &doors{refused: map[caller.Reason]*atomic.Int64{}, audit: audit.NewRefusals(log)}
 	for _, reason := range caller.Reasons {
 		d.refused[reason] = &atomic.Int64{}
 	}
@@ -121,6 +123,7 @@ func (d *doors) enter(ctx context.Context, method string) (context.Context, *vis
 	}
 	c := v.caller.Load()
 	if wait := c.Call(time.Now()); wait > 0 {
+		d.count(ctx, facadev1.ErrorReason_CALLER_QUOTA, "")
 		return ctx, nil, callerQuota(c.Name(), fmt.Sprintf("%d calls a second", c.CallsPerSecond()), wait)
 	}
 	return ctx, v, nil
@@ -163,10 +166,19 @@ func (d *doors) refuse(ctx context.Context, v *visit, from netip.Addr, err error
 	d.refused[refused.Reason].Add(1)
 	v.roster.attempts.Failed(time.Now(), from, refused.Reason)
 	note(ctx, slog.String("credential", string(refused.Reason)))
+	d.count(ctx, facadev1.ErrorReason_CALLER_UNAUTHENTICATED, refused.Reason)
 	if refused.Err != nil {
 		note(ctx, slog.String("flaw", refused.Err.Error()))
 	}
 	return newFault(facadev1.ErrorReason_CALLER_UNAUTHENTICATED, "%s", credentialTexts[refused.Reason])
+}
+
+// count has the audit log say that a call was not let in, in bounds.
+func (d *doors) count(ctx context.Context, reason facadev1.ErrorReason, credential caller.Reason) {
+	c, _ := ctx.Value(callKey{}).(*call) // none where a page is asked for
+	line := lineOf(ctx, audit.Refused, c)
+	line.Code, line.Reason, line.Credential = codeNames[meanings[reason].code], reason.String(), string(credential)
+	d.audit.Note(line)
 }
 
 // A shut is why a stream ends before its method does.

@@ -54,6 +54,7 @@ func (s *batchServer) CreateBatch(ctx context.Context, r *facadev1.CreateBatchRe
 	if err != nil {
 		return nil, err
 	}
+	touch(ctx, "", batchName(b.ID))
 	b, uploader, err := s.ledger.OpenBatch(ctx, b.ID)
 	if err != nil {
 		return nil, err
@@ -285,6 +286,7 @@ func (s *batchServer) ReplayBatch(ctx context.Context, r *facadev1.ReplayBatchRe
 	if err != nil {
 		return nil, err
 	}
+	touch(ctx, "", batchName(b.ID))
 	return &facadev1.ReplayBatchResponse{Batch: s.toBatch(ctx, b)}, nil
 }
 

@@ -70,6 +70,7 @@ func (s *batchServer) StreamBatch(stream grpc.BidiStreamingServer[facadev1.Strea
 	if err != nil {
 		return err
 	}
+	touch(ctx, "", batchName(u.batch.ID))
 	note(ctx, slog.String("batch_id", u.batch.ID.String()))
 	err = stream.Send(&facadev1.StreamBatchResponse{Event: &facadev1.StreamBatchResponse_Opened{Opened: &facadev1.BatchOpened{
 		BatchId: u.batch.ID.String(), NextSequence: int32(u.batch.NextPos), MaxUnacknowledged: maxUnacknowledged,

@@ -37,6 +37,7 @@ import (
 	configv1 "github.com/jelou-facade/jelou-facade/gen/jelou/facade/config/v1"
 	facadev1 "github.com/jelou-facade/jelou-facade/gen/jelou/facade/v1"
 	"github.com/jelou-facade/jelou-facade/service"
+	"github.com/jelou-facade/jelou-facade/service/audit"
 	"github.com/jelou-facade/jelou-facade/service/caller"
 	"github.com/jelou-facade/jelou-facade/service/dispatch"
 	"github.com/jelou-facade/jelou-facade/service/jelou"
@@ -61,9 +62,11 @@ type facade struct {
 	admin    string
 	spans    *spanBuffer
 	trace    *telemetry.Telemetry
-	logs     *logBuffer
-	stop     context.CancelFunc
-	ended    chan error
+	// auditFile is the audit log, where the setup names no other.
+	auditFile string
+	logs      *logBuffer
+	stop      context.CancelFunc
+	ended     chan error
 }
 
 // setup is what a test may want different.
@@ -74,6 +77,8 @@ type setup struct {
 	pace    pace.Config
 	ledger  ledger.Config // Path is a new one unless it is given
 	bounds  service.Bounds
+
+	audit audit.Config // a file unless it is given
 
 	connections service.Connections
 	tls         *tls.Config
@@ -133,9 +138,15 @@ func newFacade(t *testing.T, change func(*setup)) *facade {
 		f.must(err)
 		f.settings.Bots["rival-bot"] = &dispatch.Company{ID: id, Name: "rival", Client: client, Pace: s.pace, AttemptTimeout: 2 * time.Second}
 	}
+	f.auditFile = filepath.Join(t.TempDir(), "audit.jsonl")
+	if s.audit == (audit.Config{}) {
+		s.audit.File = f.auditFile
+	}
+	audited, err := audit.Open(s.audit)
+	f.must(err)
 	server, err := service.New(service.Config{
 		GRPCAddress: "127.0.0.1:0", HTTPAddress: "127.0.0.1:0", AdminAddress: "127.0.0.1:0", TLS: s.tls,
-		Ledger: f.ledger, Connections: s.connections, Keys: keys, Logger: log, Telemetry: f.trace, Settings: f.settings,
+		Ledger: f.ledger, Connections: s.connections, Keys: keys, Logger: log, Telemetry: f.trace, Audit: audited, Settings: f.settings,
 	})
 	f.must(err)
 	f.server = server
@@ -155,9 +166,16 @@ func newFacade(t *testing.T, change func(*setup)) *facade {
 		f.must(f.ledger.Close())
 		client.Close()
 		_ = f.trace.Close(context.Background()) // a test that looks at traces has closed it
+		f.must(audited.Close())
+		written := ""
+		if s.audit.File != "" {
+			text, err := os.ReadFile(f.auditFile)
+			f.must(err)
+			written = string(text)
+		}
 		stored, spans := storedText(f, s.ledger), f.spans.String()
 		for _, private := range []string{openUser, "593987654321", "593900000000", "Su pedido", "número", "Lucía", s.secret} {
-			for where, text := range map[string]string{"log": f.logs.String(), "metrics": metrics, "traces": spans} {
+			for where, text := range map[string]string{"log": f.logs.String(), "metrics": metrics, "traces": spans, "audit log": written} {
 				if strings.Contains(text, private) {
 					f.Errorf("%s: %q is in there", where, private)
 				}

@@ -27,6 +27,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 
 	facadev1 "github.com/jelou-facade/jelou-facade/gen/jelou/facade/v1"
+	"github.com/jelou-facade/jelou-facade/service/audit"
 )
 
 // A guard stands before every method, unary and stream, over gRPC and REST: it observes (a request id, one line of log),
@@ -38,6 +39,7 @@ type guard struct {
 	transport transport
 	metrics   *callMetrics
 	tracer    trace.Tracer
+	audit     *audit.Log // nil: none
 }
 
 // Unary guards a unary method.
@@ -48,6 +50,9 @@ func (g *guard) Unary(ctx context.Context, request any, info *grpc.UnaryServerIn
 	}
 	defer func() { err = g.end(ctx, c, recover(), err) }()
 	if ctx, _, err = g.doors.enter(ctx, info.FullMethod); err != nil {
+		return nil, err
+	}
+	if err := g.mayChange(c); err != nil {
 		return nil, err
 	}
 	if err := g.validate(request); err != nil {
@@ -65,6 +70,9 @@ func (g *guard) Stream(server any, stream grpc.ServerStream, info *grpc.StreamSe
 	defer func() { err = g.end(ctx, c, recover(), err) }()
 	ctx, visit, err := g.doors.enter(ctx, info.FullMethod)
 	if err != nil {
+		return err
+	}
+	if err := g.mayChange(c); err != nil {
 		return err
 	}
 	ctx, leave := context.WithCancelCause(ctx)
@@ -111,6 +119,8 @@ type call struct {
 	span      trace.Span
 	start     time.Time
 	attrs     []slog.Attr
+	admitted  bool // it may do what it was made for
+	touched   touched
 }
 
 // rpc is the method as metrics and the log name it.
@@ -161,6 +171,7 @@ func (g *guard) end(ctx context.Context, c *call, panicked any, err error) error
 	if id := c.span.SpanContext().TraceID(); id.IsValid() {
 		attrs = append(attrs, slog.String("trace_id", id.String()))
 	}
+	g.record(ctx, c, st.Code(), errorInfo(st).GetReason())
 	c.endSpan(ctx, codeNames[st.Code()], errorInfo(st).GetReason())
 	if err != nil {
 		info := errorInfo(st)

@@ -11,12 +11,15 @@ import (
 	"testing"
 
 	"buf.build/go/protovalidate"
+	"google.golang.org/genproto/googleapis/api/annotations"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
 
 	facadev1 "github.com/jelou-facade/jelou-facade/gen/jelou/facade/v1"
 	"github.com/jelou-facade/jelou-facade/service/jelou"
@@ -39,7 +42,7 @@ func TestPanic(t *testing.T) {
 		t.Fatal(err)
 	}
 	var logs strings.Builder
-	g := &guard{log: slog.New(slog.NewTextHandler(&logs, nil)), doors: newDoors(nil), validator: validator, metrics: newCallMetrics((&telemetry.Telemetry{}).Meter()), tracer: (&telemetry.Telemetry{}).Tracer()}
+	g := &guard{log: slog.New(slog.NewTextHandler(&logs, nil)), doors: newDoors(nil, nil), validator: validator, metrics: newCallMetrics((&telemetry.Telemetry{}).Meter()), tracer: (&telemetry.Telemetry{}).Tracer()}
 	ctx := grpc.NewContextWithServerTransportStream(context.Background(), serverStream{})
 	_, err = g.Unary(ctx, &facadev1.GetSendRequest{SendId: "s1"}, &grpc.UnaryServerInfo{FullMethod: "/test"},
 		func(context.Context, any) (any, error) { panic("593991234567") })
@@ -188,5 +191,28 @@ func TestContentHash(t *testing.T) {
 	}
 	if string(contentHash("demo", &facadev1.BatchItem{Sequence: 7, RequestId: "x", UserId: "593991234567", Content: item("hola").Content, Options: &facadev1.SendOptions{Lane: facadev1.SendOptions_URGENT}})) != same {
 		t.Error("options changed the hash")
+	}
+}
+
+// TestChanging: what is not read by GET is a change, in every service.
+func TestChanging(t *testing.T) {
+	known := 0
+	protoregistry.GlobalFiles.RangeFilesByPackage("jelou.facade.v1", func(file protoreflect.FileDescriptor) bool {
+		for i := range file.Services().Len() {
+			methods := file.Services().Get(i).Methods()
+			for j := range methods.Len() {
+				m := methods.Get(j)
+				rule := proto.GetExtension(m.Options(), annotations.E_Http).(*annotations.HttpRule)
+				name := fmt.Sprintf("/%s/%s", file.Services().Get(i).FullName(), m.Name())
+				if changes := rule.GetGet() == ""; changes != changing[name] {
+					t.Errorf("%s: the audit log takes it for a change: %v", name, changing[name])
+				}
+				known++
+			}
+		}
+		return true
+	})
+	if known == 0 {
+		t.Error("no methods")
 	}
 }

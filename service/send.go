@@ -281,6 +281,7 @@ func (s *core) add(ctx context.Context, n ledger.NewSend, expected time.Duration
 	switch {
 	case errors.Is(err, ledger.ErrUncertain):
 		// The commit's answer was lost: the row is there or not, and only the row can say.
+		touch(ctx, "", sendName(added[0].Send.ID))
 		row, err = s.lookUp(ctx, added[0].Send.ID, err)
 		return row, false, err
 	case err != nil:
@@ -289,6 +290,7 @@ func (s *core) add(ctx context.Context, n ledger.NewSend, expected time.Duration
 		s.dispatch.Added(n.Company, n.Lane, n.Caller, -1)
 		return ledger.Send{}, false, added[0].Err
 	}
+	touch(ctx, "", sendName(added[0].Send.ID))
 	note(ctx, slog.String("send_id", added[0].Send.ID.String()), slog.Bool("joined", added[0].Joined))
 	if added[0].Joined {
 		s.dispatch.Check().Joined()

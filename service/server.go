@@ -25,6 +25,7 @@ import (
 	"google.golang.org/grpc/reflection"
 
 	facadev1 "github.com/jelou-facade/jelou-facade/gen/jelou/facade/v1"
+	"github.com/jelou-facade/jelou-facade/service/audit"
 	"github.com/jelou-facade/jelou-facade/service/caller"
 	"github.com/jelou-facade/jelou-facade/service/dispatch"
 	"github.com/jelou-facade/jelou-facade/service/keyring"
@@ -52,6 +53,7 @@ type Config struct {
 
 	Logger    *slog.Logger         // nil logs nothing
 	Telemetry *telemetry.Telemetry // nil measures and traces nothing
+	Audit     *audit.Log           // nil writes none; the caller closes it
 }
 
 // Settings are what may change while the server runs.
@@ -137,7 +139,7 @@ func New(c Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{config: c, doors: newDoors(c.Callers)}
+	s := &Server{config: c, doors: newDoors(c.Callers, c.Audit)}
 	s.core = &core{ledger: c.Ledger, keys: c.Keys, validator: validator, stopping: make(chan struct{}), streamAge: c.Connections.streams()}
 	s.core.dispatch = dispatch.New(dispatch.Config{
 		Ledger: c.Ledger, Companies: companiesOf(c.Bots),
@@ -148,10 +150,11 @@ func New(c Config) (*Server, error) {
 	s.core.settings.Store(&c.Settings)
 	s.readiness = newReadiness(s.core, c.Logger)
 	observeServer(c.Telemetry, s.readiness, s.doors)
+	observeAudit(c.Telemetry.Meter(), c.Audit)
 	metrics := newCallMetrics(c.Telemetry.Meter())
 	guards := map[transport]*guard{}
 	for _, over := range []transport{overGRPC, overREST} {
-		guards[over] = &guard{log: c.Logger, doors: s.doors, validator: validator, transport: over, metrics: metrics, tracer: c.Telemetry.Tracer()}
+		guards[over] = &guard{log: c.Logger, doors: s.doors, validator: validator, transport: over, metrics: metrics, tracer: c.Telemetry.Tracer(), audit: c.Audit}
 	}
 	s.grpc = newGRPC(c, guards[overGRPC])
 	inProcess := new(inprocgrpc.Channel).WithServerUnaryInterceptor(guards[overREST].Unary).WithServerStreamInterceptor(guards[overREST].Stream)
@@ -305,6 +308,10 @@ func (s *Server) run(ctx context.Context) error {
 	})
 	running.Go(func() error {
 		s.readiness.run(ctx)
+		return nil
+	})
+	running.Go(func() error {
+		s.doors.audit.Run(work) // until no call runs
 		return nil
 	})
 	running.Go(func() error {

@@ -77,6 +77,7 @@ var table = []meaning{
 	{facadev1.ErrorReason_CALLER_FORBIDDEN, "the caller may not use this bot, lane, company or method", codes.PermissionDenied, 0, domainFacade, false, "-"},
 	{facadev1.ErrorReason_LEDGER_UNAVAILABLE, "the ledger's database cannot be reached; nothing was sent", codes.Unavailable, 0, domainFacade, true, "never stored"},
 	{facadev1.ErrorReason_DRAINING, "the server stops, or the connection of a stream is old; nothing was sent", codes.Unavailable, 0, domainFacade, true, "never stored, or expired first"},
+	{facadev1.ErrorReason_AUDIT_UNAVAILABLE, "the audit log is required and cannot be written; nothing was done", codes.Unavailable, 0, domainFacade, true, "unchanged"},
 	{facadev1.ErrorReason_LEDGER_REWOUND, "the ledger went back in time; a person must release it", codes.Unavailable, 0, domainFacade, false, "unchanged"},
 	{facadev1.ErrorReason_LEDGER_HELD, "the ledger is held until a person releases it", codes.Unavailable, 0, domainFacade, false, "unchanged"},
 	{facadev1.ErrorReason_RESOURCE_NOT_FOUND, "no such send, batch or notification, or not the caller's", codes.NotFound, 0, domainFacade, false, "unchanged"},

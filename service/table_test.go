@@ -234,7 +234,8 @@ var elsewhere = map[string]bool{
 	"INTERNAL":    true,                             // TestPanic
 	"LEDGER_HELD": true, "LEDGER_UNAVAILABLE": true, // TestLedgerHeld, TestLedgerGone
 	"LEDGER_REWOUND": true, "CURSOR_EXPIRED": true, "NOT_BUILT_YET": true, // TestFaults; the ledger's own tests make them happen
-	"CALLER_QUOTA": true, "CALLER_UNAUTHENTICATED": true, "CALLER_FORBIDDEN": true, // TestMatrix, TestDailyQuota, TestRate
+	"AUDIT_UNAVAILABLE": true,                                                           // TestAuditRequired
+	"CALLER_QUOTA":      true, "CALLER_UNAUTHENTICATED": true, "CALLER_FORBIDDEN": true, // TestMatrix, TestDailyQuota, TestRate
 }
 
 // run makes the call and checks what came.

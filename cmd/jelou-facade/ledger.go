@@ -9,6 +9,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/spf13/cobra"
 
+	configv1 "github.com/jelou-facade/jelou-facade/gen/jelou/facade/config/v1"
 	"github.com/jelou-facade/jelou-facade/service/keyring"
 	"github.com/jelou-facade/jelou-facade/service/ledger"
 )
@@ -25,7 +26,7 @@ func newLedgerCommand() *cobra.Command {
 		Example: "  jelou-facade ledger status --config facade.yaml",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return withLedger(cmd.Context(), config, func(l *ledger.Ledger) error {
+			return withLedger(cmd.Context(), config, func(l *ledger.Ledger, _ *configv1.Config) error {
 				return printStatus(cmd.Context(), cmd.OutOrStdout(), l)
 			})
 		},
@@ -39,6 +40,8 @@ last commits. What it calls unsent may have been sent before, and only a person 
   --unsent unknown   those sends become UNKNOWN: nothing is sent twice, and a person settles them with ResolveSend or ReplayBatch
   --unsent pending   they are sent, some of them perhaps a second time
 
+Who released it, and how, is a line in the audit log where there is one.
+
 A SQLite ledger can be released while its server is stopped, a PostgreSQL ledger at any time.`,
 		Example: "  jelou-facade ledger release --config facade.yaml --unsent unknown",
 		Args:    cobra.NoArgs,
@@ -47,8 +50,9 @@ A SQLite ledger can be released while its server is stopped, a PostgreSQL ledger
 			if !ok {
 				return errors.New("--unsent: must be unknown or pending; `jelou-facade ledger release --help` says what they mean")
 			}
-			return withLedger(cmd.Context(), config, func(l *ledger.Ledger) error {
-				if err := l.Release(cmd.Context(), state); err != nil {
+			return withLedger(cmd.Context(), config, func(l *ledger.Ledger, c *configv1.Config) error {
+				release := func() error { return l.Release(cmd.Context(), state) }
+				if err := audited(c.Audit, "ledger release --unsent "+unsent, release); err != nil {
 					return err
 				}
 				return printStatus(cmd.Context(), cmd.OutOrStdout(), l)
@@ -84,7 +88,7 @@ ledger.retention after the move, and 30 days more where sends are scheduled. Who
 }
 
 // withLedger opens the ledger of a configuration file. Opening is the check of where it lives.
-func withLedger(ctx context.Context, file string, use func(*ledger.Ledger) error) (err error) {
+func withLedger(ctx context.Context, file string, use func(*ledger.Ledger, *configv1.Config) error) (err error) {
 	config, err := loadConfig(file)
 	if err != nil {
 		return err
@@ -97,7 +101,7 @@ func withLedger(ctx context.Context, file string, use func(*ledger.Ledger) error
 		return err
 	}
 	defer func() { err = errors.Join(err, l.Close()) }()
-	return use(l)
+	return use(l, config)
 }
 
 func printStatus(ctx context.Context, out io.Writer, l *ledger.Ledger) error {

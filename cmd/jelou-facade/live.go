@@ -18,6 +18,7 @@ import (
 
 	configv1 "github.com/jelou-facade/jelou-facade/gen/jelou/facade/config/v1"
 	"github.com/jelou-facade/jelou-facade/service"
+	"github.com/jelou-facade/jelou-facade/service/audit"
 	"github.com/jelou-facade/jelou-facade/service/caller"
 	"github.com/jelou-facade/jelou-facade/service/dispatch"
 	"github.com/jelou-facade/jelou-facade/service/jelou"
@@ -33,6 +34,7 @@ type live struct {
 	ledger   *ledger.Ledger
 	level    *slog.LevelVar
 	log      *slog.Logger
+	audit    *audit.Log       // nil without one
 	keys     *keys            // nil without TLS
 	content  *keyring.Keyring // nil stores content as it is
 	source   *caller.Source
@@ -58,8 +60,8 @@ type tenant struct {
 type credential struct{ id, secret string }
 
 // newLive makes everything of a configuration.
-func newLive(ctx context.Context, flags serveFlags, config *configv1.Config, l *ledger.Ledger, level *slog.LevelVar, measured *telemetry.Telemetry, log *slog.Logger) (_ *live, err error) {
-	v := &live{flags: flags, ledger: l, level: level, log: log, config: config, source: caller.NewSource(ctx, log), old: map[*jelou.Client]bool{}, started: time.Now()}
+func newLive(ctx context.Context, flags serveFlags, config *configv1.Config, l *ledger.Ledger, level *slog.LevelVar, measured *telemetry.Telemetry, audited *audit.Log, log *slog.Logger) (_ *live, err error) {
+	v := &live{flags: flags, ledger: l, level: level, log: log, audit: audited, config: config, source: caller.NewSource(ctx, log), old: map[*jelou.Client]bool{}, started: time.Now()}
 	defer func() {
 		if err != nil {
 			v.close()
@@ -86,12 +88,13 @@ func newLive(ctx context.Context, flags serveFlags, config *configv1.Config, l *
 			Most: int(config.Listen.MaxConnections), Age: config.Listen.MaxConnectionAge.AsDuration(),
 			Grace: config.Listen.MaxConnectionAgeGrace.AsDuration(), Keepalive: config.Listen.Keepalive.AsDuration(),
 		},
-		Ledger: l, Keys: v.content, Settings: settingsOf(config, v.companies, v.callers), Logger: log, Telemetry: measured, Configuration: v.configuration,
+		Ledger: l, Keys: v.content, Settings: settingsOf(config, v.companies, v.callers), Logger: log, Telemetry: measured, Audit: audited, Configuration: v.configuration,
 	})
 	if err != nil {
 		return nil, err
 	}
-	v.reloader = reload.New(reload.Config{Parts: v.parts, Logger: log})
+	v.reloader = reload.New(reload.Config{Parts: v.parts, Changed: auditReload(audited), Logger: log})
+	auditStart(audited, v.reloader.Status())
 	return v, observeConfig(measured.Meter(), v.reloader.Status)
 }
 
@@ -104,17 +107,34 @@ func (v *live) restURL() string {
 	return scheme + "://" + v.server.HTTPAddr().String()
 }
 
-// follow has the files read again when they change and on SIGHUP, until it is stopped.
+// follow has the files read again when they change and on SIGHUP, and the audit log opened again on SIGHUP, until it is stopped.
 func (v *live) follow(ctx context.Context) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
-	hangup := make(chan os.Signal, 1)
+	hangup, rotated := make(chan os.Signal, 1), make(chan os.Signal, 1)
 	signal.Notify(hangup, syscall.SIGHUP)
+	signal.Notify(rotated, syscall.SIGHUP)
 	var running sync.WaitGroup
 	running.Go(func() { v.reloader.Run(ctx, hangup) })
+	running.Go(func() { v.rotate(ctx, rotated) })
 	return func() {
 		signal.Stop(hangup)
+		signal.Stop(rotated)
 		cancel()
 		running.Wait()
+	}
+}
+
+// rotate opens the audit log again whenever it is told to.
+func (v *live) rotate(ctx context.Context, rotated <-chan os.Signal) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-rotated:
+			if err := v.audit.Reopen(); err != nil {
+				v.log.Error("not opened again: lines go on into the old file", slog.Any("error", err))
+			}
+		}
 	}
 }
 

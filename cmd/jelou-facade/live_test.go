@@ -83,7 +83,11 @@ func newLiveWorld(t *testing.T, config func(w *liveWorld) string) *liveWorld {
 	log := slog.New(slog.NewJSONHandler(w.logs, &slog.HandlerOptions{Level: w.level}))
 	l, err := ledger.Open(t.Context(), ledger.Config{Path: c.Ledger.Path, Replica: t.Name(), Logger: log})
 	w.must(err)
-	w.live, err = newLive(t.Context(), serveFlags{config: w.file()}, c, l, w.level, &telemetry.Telemetry{}, log)
+	measured, err := telemetry.Open(t.Context(), telemetry.Config{Version: "test"})
+	w.must(err)
+	audited, err := openAudit(c.Audit)
+	w.must(err)
+	w.live, err = newLive(t.Context(), serveFlags{config: w.file()}, c, l, w.level, measured, audited, log)
 	w.must(err)
 	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan error)
@@ -94,6 +98,8 @@ func newLiveWorld(t *testing.T, config func(w *liveWorld) string) *liveWorld {
 		w.live.close()
 		w.must(l.CheckInvariant(context.Background()))
 		w.must(l.Close())
+		w.must(audited.Close())
+		w.must(measured.Close(context.Background()))
 		if strings.Contains(w.logs.String(), "canary") {
 			t.Error("a secret is in the log")
 		}
@@ -198,9 +204,16 @@ func TestReloadUnderLoad(t *testing.T) {
 
 // TestReloadRefused: a bad file changes nothing and is shown with what is wrong, beside what is in force.
 func TestReloadRefused(t *testing.T) {
-	w := newLiveWorld(t, func(w *liveWorld) string { return w.plain(fast, "") })
+	const audited = "audit: {log_file: audit.jsonl}"
+	w := newLiveWorld(t, func(w *liveWorld) string { return w.plain(fast, audited) })
+	first := w.status("configuration").Version
+	w.checkVersions(first, "")
+	w.write(w.plain(fast, audited) + "# another version\n")
+	good := w.status("configuration").Version
+	w.checkVersions(good, "")
 	for _, c := range []struct{ config, says string }{
 		{w.plain("allowance: {requests: many}", ""), "line 5: invalid value for int32 field requests"},
+		{w.plain(fast, ""), "audit: cannot change while the server runs"},
 		{w.plain(fast, "bounds:\n  lane_waiting: -1"), "line 7: bounds.lane_waiting: must be greater than or equal to 0"},
 		{strings.Replace(w.plain(fast, ""), "127.0.0.1:0", "127.0.0.1:50051", 1), "listen.grpc: cannot change while the server runs"},
 		{strings.Replace(w.plain(fast, ""), "ledger.db", "other.db", 1), "ledger: cannot change while the server runs"},
@@ -212,15 +225,59 @@ func TestReloadRefused(t *testing.T) {
 		s := w.status("configuration")
 		if s.Refused == nil || !strings.Contains(s.Refused.Error, c.says) || s.Refused.Version == s.Version {
 			t.Errorf("%+v, want %q", s.Refused, c.says)
+			continue
 		}
+		w.checkVersions(good, s.Refused.Version)
 	}
 	shown := getConfigz(w)
 	if shown.Parts[0].Refused == nil || len(shown.Config.Companies) != 1 {
 		t.Errorf("%+v", shown)
 	}
-	w.write(w.plain(fast, ""))
+	w.write(w.plain(fast, audited))
 	if s := w.status("configuration"); s.Refused != nil {
 		t.Errorf("%+v", s)
+	}
+	w.checkVersions(first, "")
+	lines, err := os.ReadFile(filepath.Join(w.folder, "audit.jsonl"))
+	w.must(err)
+	for _, want := range []string{
+		fmt.Sprintf(`"event":"start","part":"configuration","after":%q,"code":"OK"`, first),
+		fmt.Sprintf(`"event":"reload","part":"configuration","before":%q,"after":%q,"code":"OK"`, first, good),
+		fmt.Sprintf(`"event":"reload","part":"configuration","before":%q,"after":%q,"code":"OK"`, good, first),
+	} {
+		if strings.Count(string(lines), want) != 1 {
+			t.Errorf("the audit log has not once %s:\n%s", want, lines)
+		}
+	}
+	if n := strings.Count(string(lines), fmt.Sprintf(`"before":%q`, good)); n != 9 { // eight refused, and the one back
+		t.Errorf("%d reloads:\n%s", n, lines)
+	}
+}
+
+// checkVersions checks what metrics and /configz tell about the configuration in force, and about one that is refused.
+func (w *liveWorld) checkVersions(inForce, refused string) {
+	w.Helper()
+	answer, err := http.Get("http://" + w.live.server.AdminAddr().String() + "/metrics")
+	w.must(err)
+	defer answer.Body.Close()
+	text, err := io.ReadAll(answer.Body)
+	w.must(err)
+	for state, version := range map[string]string{"in_force": inForce, "refused": refused} {
+		line, want := fmt.Sprintf(`jelou_config_info{part="configuration",state=%q,version=%q} 1`, state, version), 1
+		if version == "" {
+			line, want = fmt.Sprintf(`jelou_config_info{part="configuration",state=%q`, state), 0
+		}
+		if strings.Count(string(text), line) != want {
+			w.Errorf("the metrics have not %d of %s", want, line)
+		}
+	}
+	part := getConfigz(w).Parts[0]
+	shown, isRefused := "", 0
+	if part.Refused != nil {
+		shown, isRefused = part.Refused.Version, 1
+	}
+	if part.Version != inForce || shown != refused || !strings.Contains(string(text), fmt.Sprintf("jelou_config_refused{part=\"configuration\"} %d\n", isRefused)) {
+		w.Errorf("/configz has %+v, want %s in force and %q refused", part, inForce, refused)
 	}
 }
 

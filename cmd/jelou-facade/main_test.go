@@ -302,7 +302,7 @@ func TestConfigCommands(t *testing.T) {
 	if out, err := run("config", "example"); err != nil || out != exampleConfig {
 		t.Fatal(out, err)
 	}
-	write(t, folder, "facade.yaml", exampleConfig)
+	write(t, folder, "facade.yaml", exampleConfig+"audit: {log_file: audit.jsonl, required: true}\n")
 	if _, err := run("config", "check", filepath.Join(folder, "facade.yaml")); err == nil || !strings.Contains(err.Error(), "client_id_file") {
 		t.Errorf("a missing credential: %v", err)
 	}
@@ -326,5 +326,9 @@ func TestConfigCommands(t *testing.T) {
 	}
 	if out, err := run("ledger", "release", "--config", filepath.Join(folder, "facade.yaml"), "--unsent", "unknown"); err != nil {
 		t.Error(out, err)
+	}
+	lines, err := os.ReadFile(filepath.Join(folder, "audit.jsonl"))
+	if err != nil || strings.Count(string(lines), `"rpc":"ledger release --unsent unknown"`) != 2 || !strings.Contains(string(lines), `"code":"OK"`) {
+		t.Errorf("%s %v", lines, err)
 	}
 }

@@ -32,7 +32,7 @@ Jelou, and what was stored is gone at the end. The sandbox has the company "sand
 593991234567 with an open 24-hour window, and the approved template "order_ready" with two parameters.
 
 The configuration and the files that it names are read again when they change, and on SIGHUP. What cannot be used is refused with its
-line and what was in force stays; /configz shows both.
+line and what was in force stays; /configz shows both. SIGHUP also opens the audit log again, after it was renamed.
 
 SIGINT or SIGTERM stops it: running calls finish within shutdown.drain_timeout.`,
 		Example: `  jelou-facade serve --sandbox
@@ -83,6 +83,11 @@ func serve(ctx context.Context, flags serveFlags, out io.Writer) (err error) {
 		return err
 	}
 	defer closeTelemetry()
+	audited, err := openAudit(config.Audit)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, audited.Close()) }()
 	l, err := ledger.Open(ctx, ledger.Config{
 		Path: config.Ledger.Path, URL: config.Ledger.Url, ListenURL: config.Ledger.ListenUrl,
 		Replica: replica, Logger: log, Meter: measured.Meter(), Retention: ledger.Retention{Final: config.Ledger.Retention.AsDuration()},
@@ -91,7 +96,7 @@ func serve(ctx context.Context, flags serveFlags, out io.Writer) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, l.Close()) }()
-	live, err := newLive(ctx, flags, config, l, level, measured, log)
+	live, err := newLive(ctx, flags, config, l, level, measured, audited, log)
 	if err != nil {
 		return err
 	}

@@ -49,6 +49,7 @@ var advices = map[facadev1.ErrorReason]advice{
 	facadev1.ErrorReason_CALLER_UNAUTHENTICATED:   {exitAuth, "give an API key by --api-key-file, JELOUCTL_API_KEY or `jelouctl context set`"},
 	facadev1.ErrorReason_CALLER_FORBIDDEN:         {exitAuth, "have an operator of the server allow this caller the bot, the lane or the method"},
 	facadev1.ErrorReason_LEDGER_UNAVAILABLE:       {exitUnavailable, "nothing was sent: run it again; an operator looks at the ledger's database"},
+	facadev1.ErrorReason_AUDIT_UNAVAILABLE:        {exitUnavailable, "nothing was done: run it again once an operator has mended the server's audit log"},
 	facadev1.ErrorReason_DRAINING:                 {exitUnavailable, "nothing was sent: run it again, another replica or the restarted server takes it"},
 	facadev1.ErrorReason_LEDGER_REWOUND:           {exitUnavailable, releaseHint},
 	facadev1.ErrorReason_LEDGER_HELD:              {exitUnavailable, releaseHint},

@@ -258,6 +258,18 @@ func (c Credentials) secret() (string, error) {
 	return secret, nil
 }
 
+// Kind is what proves who calls: key, token or certificate, as Authenticate looks for them.
+func (c Credentials) Kind() string {
+	secret, _ := c.secret() // good: it was taken
+	switch {
+	case secret == "":
+		return "certificate"
+	case strings.Count(secret, ".") == 2:
+		return "token"
+	}
+	return "key"
+}
+
 // digest stands for a credential where it is remembered.
 func (c Credentials) digest() [sha256.Size]byte {
 	if secret, err := c.secret(); err == nil && secret != "" {

@@ -37,6 +37,8 @@ type Config struct {
 	Parts func() []Part
 	// Every is how often to look without being told; zero is 15s.
 	Every time.Duration
+	// Changed is told of the same; nil is not.
+	Changed func(Change)
 	// Logger is told what is put in force and what is refused; nil logs nothing.
 	Logger *slog.Logger
 }
@@ -46,6 +48,13 @@ const (
 	// settle is how long nothing may happen before the files are looked at: they are not written at once.
 	settle = 100 * time.Millisecond
 )
+
+// Change is a part that was put in force, or that was refused.
+type Change struct {
+	Part          string
+	Before, After string // versions: in force till then, and of the files now; empty for secrets
+	Err           error  // why it was refused
+}
 
 // Status is how a part is.
 type Status struct {
@@ -92,6 +101,9 @@ func New(c Config) *Reloader {
 	r := &Reloader{config: c, log: c.Logger, parts: map[string]*part{}}
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)
+	}
+	if r.config.Changed == nil {
+		r.config.Changed = func(Change) {}
 	}
 	now := time.Now()
 	for _, p := range c.Parts() {
@@ -206,12 +218,15 @@ func (r *Reloader) look(ctx context.Context, p Part) {
 	err := p.Apply(ctx)
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	change := Change{Part: p.Name, Before: known.Version, After: version(p, print), Err: err}
 	if err == nil {
+		r.config.Changed(change)
 		known.inForce, known.Version, known.Loaded, known.Refused = print, version(p, print), time.Now(), nil
 		r.log.Info("reloaded", slog.String("part", p.Name), slog.String("version", known.Version))
 		return
 	}
 	if before == nil || known.refused != print || before.Error != err.Error() {
+		r.config.Changed(change)
 		r.log.Error("not reloaded: what was in force stays", slog.String("part", p.Name), slog.Any("error", err))
 		known.refused, known.Refused = print, &Refused{Version: version(p, print), At: time.Now(), Error: err.Error()}
 	}

@@ -121,6 +121,8 @@ const (
 	ErrorReason_NOTHING_TO_REPLAY ErrorReason = 59
 	// INTERNAL: the facade's own fault.
 	ErrorReason_INTERNAL ErrorReason = 60
+	// UNAVAILABLE with RetryInfo: the audit log is required and cannot be written; nothing was done.
+	ErrorReason_AUDIT_UNAVAILABLE ErrorReason = 61
 )
 
 // Enum value maps for ErrorReason.
@@ -172,6 +174,7 @@ var (
 		58: "NOT_BUILT_YET",
 		59: "NOTHING_TO_REPLAY",
 		60: "INTERNAL",
+		61: "AUDIT_UNAVAILABLE",
 	}
 	ErrorReason_value = map[string]int32{
 		"ERROR_REASON_UNSPECIFIED":       0,
@@ -220,6 +223,7 @@ var (
 		"NOT_BUILT_YET":                  58,
 		"NOTHING_TO_REPLAY":              59,
 		"INTERNAL":                       60,
+		"AUDIT_UNAVAILABLE":              61,
 	}
 )
 
@@ -462,7 +466,7 @@ const file_jelou_facade_v1_error_proto_rawDesc = "" +
 	"\x04code\x18\x01 \x01(\x05R\x04code\x12\x16\n" +
 	"\x06status\x18\x02 \x01(\tR\x06status\x12\x18\n" +
 	"\amessage\x18\x03 \x01(\tR\amessage\x127\n" +
-	"\adetails\x18\x04 \x03(\v2\x1d.jelou.facade.v1.ErrorDetailsR\adetails*\x80\b\n" +
+	"\adetails\x18\x04 \x03(\v2\x1d.jelou.facade.v1.ErrorDetailsR\adetails*\x97\b\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rBOT_NOT_FOUND\x10\x01\x12\x11\n" +
@@ -511,7 +515,8 @@ const file_jelou_facade_v1_error_proto_rawDesc = "" +
 	"\x18RETRY_WITHOUT_REQUEST_ID\x109\x12\x11\n" +
 	"\rNOT_BUILT_YET\x10:\x12\x15\n" +
 	"\x11NOTHING_TO_REPLAY\x10;\x12\f\n" +
-	"\bINTERNAL\x10<BEP\x01ZAgithub.com/jelou-facade/jelou-facade/gen/jelou/facade/v1;facadev1b\x06proto3"
+	"\bINTERNAL\x10<\x12\x15\n" +
+	"\x11AUDIT_UNAVAILABLE\x10=BEP\x01ZAgithub.com/jelou-facade/jelou-facade/gen/jelou/facade/v1;facadev1b\x06proto3"
 
 var (
 	file_jelou_facade_v1_error_proto_rawDescOnce sync.Once

@@ -280,7 +280,9 @@ type Config struct {
 	// The admin port: metrics, health, and a look into the process.
 	Admin *Admin `protobuf:"bytes,11,opt,name=admin,proto3" json:"admin,omitempty"`
 	// Traces.
-	Telemetry     *Telemetry `protobuf:"bytes,12,opt,name=telemetry,proto3" json:"telemetry,omitempty"`
+	Telemetry *Telemetry `protobuf:"bytes,12,opt,name=telemetry,proto3" json:"telemetry,omitempty"`
+	// Who did what, when, and with what result. No audit log is written when absent.
+	Audit         *Audit `protobuf:"bytes,13,opt,name=audit,proto3" json:"audit,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -381,6 +383,13 @@ func (x *Config) GetAdmin() *Admin {
 func (x *Config) GetTelemetry() *Telemetry {
 	if x != nil {
 		return x.Telemetry
+	}
+	return nil
+}
+
+func (x *Config) GetAudit() *Audit {
+	if x != nil {
+		return x.Audit
 	}
 	return nil
 }
@@ -1428,6 +1437,65 @@ func (x *Telemetry) GetSampleRatio() float64 {
 	return 0
 }
 
+// Audit is the audit log (docs/audit.md): a line of JSON for each call that changes something, for each reading by an admin of
+// what is other callers', for refused credentials, and for each reload. It never has a recipient, text or name.
+type Audit struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The file, which is appended to and opened again on SIGHUP; it is made with mode 0600 where there is none. Each process
+	// has its own. Standard error when empty.
+	LogFile string `protobuf:"bytes,1,opt,name=log_file,json=logFile,proto3" json:"log_file,omitempty"`
+	// While lines cannot be written, refuse calls that would change something, with AUDIT_UNAVAILABLE, before anything is done.
+	// When false they go on, up to 10,000 lines wait for the file in memory, and the rest is lost; jelou_audit_waiting
+	// and jelou_audit_lost_total tell.
+	Required      bool `protobuf:"varint,2,opt,name=required,proto3" json:"required,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Audit) Reset() {
+	*x = Audit{}
+	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Audit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Audit) ProtoMessage() {}
+
+func (x *Audit) ProtoReflect() protoreflect.Message {
+	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Audit.ProtoReflect.Descriptor instead.
+func (*Audit) Descriptor() ([]byte, []int) {
+	return file_jelou_facade_config_v1_config_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Audit) GetLogFile() string {
+	if x != nil {
+		return x.LogFile
+	}
+	return ""
+}
+
+func (x *Audit) GetRequired() bool {
+	if x != nil {
+		return x.Required
+	}
+	return false
+}
+
 // Key is one API key, as `jelou-facade caller new` makes them. Two keys are valid at once while one replaces the other.
 type Caller_Key struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1441,7 +1509,7 @@ type Caller_Key struct {
 
 func (x *Caller_Key) Reset() {
 	*x = Caller_Key{}
-	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[14]
+	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1453,7 +1521,7 @@ func (x *Caller_Key) String() string {
 func (*Caller_Key) ProtoMessage() {}
 
 func (x *Caller_Key) ProtoReflect() protoreflect.Message {
-	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[14]
+	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1496,7 +1564,7 @@ type Caller_Token struct {
 
 func (x *Caller_Token) Reset() {
 	*x = Caller_Token{}
-	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[15]
+	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1508,7 +1576,7 @@ func (x *Caller_Token) String() string {
 func (*Caller_Token) ProtoMessage() {}
 
 func (x *Caller_Token) ProtoReflect() protoreflect.Message {
-	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[15]
+	mi := &file_jelou_facade_config_v1_config_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1542,7 +1610,7 @@ var File_jelou_facade_config_v1_config_proto protoreflect.FileDescriptor
 
 const file_jelou_facade_config_v1_config_proto_rawDesc = "" +
 	"\n" +
-	"#jelou/facade/config/v1/config.proto\x12\x16jelou.facade.config.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ajelou/facade/v1/send.proto\"\x89\x06\n" +
+	"#jelou/facade/config/v1/config.proto\x12\x16jelou.facade.config.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ajelou/facade/v1/send.proto\"\xbe\x06\n" +
 	"\x06Config\x126\n" +
 	"\x06listen\x18\x01 \x01(\v2\x1e.jelou.facade.config.v1.ListenR\x06listen\x126\n" +
 	"\x06ledger\x18\x02 \x01(\v2\x1e.jelou.facade.config.v1.LedgerR\x06ledger\x12\x91\x01\n" +
@@ -1555,7 +1623,8 @@ const file_jelou_facade_config_v1_config_proto_rawDesc = "" +
 	"\x0ecallers.unique\x12\x19must have different names\x1a\x1cthis.map(c, c.name).unique()\x92\x01\x03\x10\x90NR\acallers\x12N\n" +
 	"\x0eauthentication\x18\b \x01(\v2&.jelou.facade.config.v1.AuthenticationR\x0eauthentication\x123\n" +
 	"\x05admin\x18\v \x01(\v2\x1d.jelou.facade.config.v1.AdminR\x05admin\x12?\n" +
-	"\ttelemetry\x18\f \x01(\v2!.jelou.facade.config.v1.TelemetryR\ttelemetry\"\xa0\x01\n" +
+	"\ttelemetry\x18\f \x01(\v2!.jelou.facade.config.v1.TelemetryR\ttelemetry\x123\n" +
+	"\x05audit\x18\r \x01(\v2\x1d.jelou.facade.config.v1.AuditR\x05audit\"\xa0\x01\n" +
 	"\x0eAuthentication\x12\x8d\x01\n" +
 	"\aissuers\x18\x01 \x03(\v2#.jelou.facade.config.v1.TokenIssuerBN\xbaHK\xba\x01C\n" +
 	"\x0eissuers.unique\x12\x11must be different\x1a\x1ethis.map(i, i.issuer).unique()\x92\x01\x02\x10\x14R\aissuers\"\x82\x04\n" +
@@ -1699,7 +1768,10 @@ const file_jelou_facade_config_v1_config_proto_rawDesc = "" +
 	"\tTelemetry\x12\x98\x01\n" +
 	"\rotlp_endpoint\x18\x01 \x01(\tBs\xbaHp\xba\x01m\n" +
 	"\rotlp_endpoint\x12*must be an http or https URL without query\x1a0this == '' || this.matches(r'^https?://[^?#]+$')R\fotlpEndpoint\x12:\n" +
-	"\fsample_ratio\x18\x02 \x01(\x01B\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\xf0?)\x00\x00\x00\x00\x00\x00\x00\x00R\vsampleRatioBLP\x01ZHgithub.com/jelou-facade/jelou-facade/gen/jelou/facade/config/v1;configv1b\x06proto3"
+	"\fsample_ratio\x18\x02 \x01(\x01B\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\xf0?)\x00\x00\x00\x00\x00\x00\x00\x00R\vsampleRatio\">\n" +
+	"\x05Audit\x12\x19\n" +
+	"\blog_file\x18\x01 \x01(\tR\alogFile\x12\x1a\n" +
+	"\brequired\x18\x02 \x01(\bR\brequiredBLP\x01ZHgithub.com/jelou-facade/jelou-facade/gen/jelou/facade/config/v1;configv1b\x06proto3"
 
 var (
 	file_jelou_facade_config_v1_config_proto_rawDescOnce sync.Once
@@ -1714,7 +1786,7 @@ func file_jelou_facade_config_v1_config_proto_rawDescGZIP() []byte {
 }
 
 var file_jelou_facade_config_v1_config_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_jelou_facade_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_jelou_facade_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_jelou_facade_config_v1_config_proto_goTypes = []any{
 	(Tls_Version)(0),              // 0: jelou.facade.config.v1.Tls.Version
 	(Company_Evidence)(0),         // 1: jelou.facade.config.v1.Company.Evidence
@@ -1734,11 +1806,12 @@ var file_jelou_facade_config_v1_config_proto_goTypes = []any{
 	(*Bounds)(nil),                // 15: jelou.facade.config.v1.Bounds
 	(*Admin)(nil),                 // 16: jelou.facade.config.v1.Admin
 	(*Telemetry)(nil),             // 17: jelou.facade.config.v1.Telemetry
-	(*Caller_Key)(nil),            // 18: jelou.facade.config.v1.Caller.Key
-	(*Caller_Token)(nil),          // 19: jelou.facade.config.v1.Caller.Token
-	(v1.SendOptions_Lane)(0),      // 20: jelou.facade.v1.SendOptions.Lane
-	(*durationpb.Duration)(nil),   // 21: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 22: google.protobuf.Timestamp
+	(*Audit)(nil),                 // 18: jelou.facade.config.v1.Audit
+	(*Caller_Key)(nil),            // 19: jelou.facade.config.v1.Caller.Key
+	(*Caller_Token)(nil),          // 20: jelou.facade.config.v1.Caller.Token
+	(v1.SendOptions_Lane)(0),      // 21: jelou.facade.v1.SendOptions.Lane
+	(*durationpb.Duration)(nil),   // 22: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 23: google.protobuf.Timestamp
 }
 var file_jelou_facade_config_v1_config_proto_depIdxs = []int32{
 	8,  // 0: jelou.facade.config.v1.Config.listen:type_name -> jelou.facade.config.v1.Listen
@@ -1751,30 +1824,31 @@ var file_jelou_facade_config_v1_config_proto_depIdxs = []int32{
 	5,  // 7: jelou.facade.config.v1.Config.authentication:type_name -> jelou.facade.config.v1.Authentication
 	16, // 8: jelou.facade.config.v1.Config.admin:type_name -> jelou.facade.config.v1.Admin
 	17, // 9: jelou.facade.config.v1.Config.telemetry:type_name -> jelou.facade.config.v1.Telemetry
-	6,  // 10: jelou.facade.config.v1.Authentication.issuers:type_name -> jelou.facade.config.v1.TokenIssuer
-	18, // 11: jelou.facade.config.v1.Caller.keys:type_name -> jelou.facade.config.v1.Caller.Key
-	19, // 12: jelou.facade.config.v1.Caller.tokens:type_name -> jelou.facade.config.v1.Caller.Token
-	20, // 13: jelou.facade.config.v1.Caller.lanes:type_name -> jelou.facade.v1.SendOptions.Lane
-	9,  // 14: jelou.facade.config.v1.Listen.tls:type_name -> jelou.facade.config.v1.Tls
-	21, // 15: jelou.facade.config.v1.Listen.max_connection_age:type_name -> google.protobuf.Duration
-	21, // 16: jelou.facade.config.v1.Listen.max_connection_age_grace:type_name -> google.protobuf.Duration
-	21, // 17: jelou.facade.config.v1.Listen.keepalive:type_name -> google.protobuf.Duration
-	0,  // 18: jelou.facade.config.v1.Tls.min_version:type_name -> jelou.facade.config.v1.Tls.Version
-	21, // 19: jelou.facade.config.v1.Ledger.retention:type_name -> google.protobuf.Duration
-	12, // 20: jelou.facade.config.v1.Company.allowance:type_name -> jelou.facade.config.v1.Allowance
-	1,  // 21: jelou.facade.config.v1.Company.evidence:type_name -> jelou.facade.config.v1.Company.Evidence
-	21, // 22: jelou.facade.config.v1.Company.attempt_timeout:type_name -> google.protobuf.Duration
-	21, // 23: jelou.facade.config.v1.Company.recipient_interval:type_name -> google.protobuf.Duration
-	21, // 24: jelou.facade.config.v1.Allowance.window:type_name -> google.protobuf.Duration
-	2,  // 25: jelou.facade.config.v1.Log.level:type_name -> jelou.facade.config.v1.Log.Level
-	3,  // 26: jelou.facade.config.v1.Log.format:type_name -> jelou.facade.config.v1.Log.Format
-	21, // 27: jelou.facade.config.v1.Shutdown.drain_timeout:type_name -> google.protobuf.Duration
-	22, // 28: jelou.facade.config.v1.Caller.Key.expire_time:type_name -> google.protobuf.Timestamp
-	29, // [29:29] is the sub-list for method output_type
-	29, // [29:29] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	18, // 10: jelou.facade.config.v1.Config.audit:type_name -> jelou.facade.config.v1.Audit
+	6,  // 11: jelou.facade.config.v1.Authentication.issuers:type_name -> jelou.facade.config.v1.TokenIssuer
+	19, // 12: jelou.facade.config.v1.Caller.keys:type_name -> jelou.facade.config.v1.Caller.Key
+	20, // 13: jelou.facade.config.v1.Caller.tokens:type_name -> jelou.facade.config.v1.Caller.Token
+	21, // 14: jelou.facade.config.v1.Caller.lanes:type_name -> jelou.facade.v1.SendOptions.Lane
+	9,  // 15: jelou.facade.config.v1.Listen.tls:type_name -> jelou.facade.config.v1.Tls
+	22, // 16: jelou.facade.config.v1.Listen.max_connection_age:type_name -> google.protobuf.Duration
+	22, // 17: jelou.facade.config.v1.Listen.max_connection_age_grace:type_name -> google.protobuf.Duration
+	22, // 18: jelou.facade.config.v1.Listen.keepalive:type_name -> google.protobuf.Duration
+	0,  // 19: jelou.facade.config.v1.Tls.min_version:type_name -> jelou.facade.config.v1.Tls.Version
+	22, // 20: jelou.facade.config.v1.Ledger.retention:type_name -> google.protobuf.Duration
+	12, // 21: jelou.facade.config.v1.Company.allowance:type_name -> jelou.facade.config.v1.Allowance
+	1,  // 22: jelou.facade.config.v1.Company.evidence:type_name -> jelou.facade.config.v1.Company.Evidence
+	22, // 23: jelou.facade.config.v1.Company.attempt_timeout:type_name -> google.protobuf.Duration
+	22, // 24: jelou.facade.config.v1.Company.recipient_interval:type_name -> google.protobuf.Duration
+	22, // 25: jelou.facade.config.v1.Allowance.window:type_name -> google.protobuf.Duration
+	2,  // 26: jelou.facade.config.v1.Log.level:type_name -> jelou.facade.config.v1.Log.Level
+	3,  // 27: jelou.facade.config.v1.Log.format:type_name -> jelou.facade.config.v1.Log.Format
+	22, // 28: jelou.facade.config.v1.Shutdown.drain_timeout:type_name -> google.protobuf.Duration
+	23, // 29: jelou.facade.config.v1.Caller.Key.expire_time:type_name -> google.protobuf.Timestamp
+	30, // [30:30] is the sub-list for method output_type
+	30, // [30:30] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_jelou_facade_config_v1_config_proto_init() }
@@ -1788,7 +1862,7 @@ func file_jelou_facade_config_v1_config_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_jelou_facade_config_v1_config_proto_rawDesc), len(file_jelou_facade_config_v1_config_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   16,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
