@@ -215,11 +215,11 @@ func TestReloadRefused(t *testing.T) {
 		{w.plain("allowance: {requests: many}", ""), "line 5: invalid value for int32 field requests"},
 		{w.plain(fast, ""), "audit: cannot change while the server runs"},
 		{w.plain(fast, "bounds:\n  lane_waiting: -1"), "line 7: bounds.lane_waiting: must be greater than or equal to 0"},
-		{strings.Replace(w.plain(fast, ""), "127.0.0.1:0", "127.0.0.1:50051", 1), "listen.grpc: cannot change while the server runs"},
-		{strings.Replace(w.plain(fast, ""), "ledger.db", "other.db", 1), "ledger: cannot change while the server runs"},
-		{w.plain(fast, "log: {format: TEXT}"), "log.format: cannot change while the server runs"},
-		{strings.Replace(w.plain(fast, ""), `"127.0.0.1:0"}`, `"127.0.0.1:0", tls: {cert_file: c, key_file: k}}`, 1), "listen.tls: cannot change while the server runs"},
-		{w.plain(fast, "") + "  - {id: other, client_id_file: none, client_secret_file: none, bots: [other]}\n", "company other: client_id_file: open"},
+		{strings.Replace(w.plain(fast, audited), "127.0.0.1:0", "127.0.0.1:50051", 1), "listen.grpc: cannot change while the server runs"},
+		{strings.Replace(w.plain(fast, audited), "ledger.db", "other.db", 1), "ledger: cannot change while the server runs"},
+		{w.plain(fast, audited+"\nlog: {format: TEXT}"), "log.format: cannot change while the server runs"},
+		{strings.Replace(w.plain(fast, audited), `"127.0.0.1:0"}`, `"127.0.0.1:0", tls: {cert_file: c, key_file: k}}`, 1), "listen.tls: cannot change while the server runs"},
+		{audited + "\n" + w.plain(fast, "") + "  - {id: other, client_id_file: none, client_secret_file: none, bots: [other]}\n", "company other: client_id_file: open"},
 	} {
 		w.write(c.config)
 		s := w.status("configuration")
