@@ -164,3 +164,22 @@ func TestNone(t *testing.T) {
 		t.Error("a nil log does something")
 	}
 }
+
+// BenchmarkWrite is what the log costs a call.
+func BenchmarkWrite(b *testing.B) {
+	l, err := Open(Config{File: filepath.Join(b.TempDir(), "audit.jsonl")})
+	if err != nil {
+		b.Fatal(err)
+	}
+	line := Line{
+		Event: Change, Caller: "orders", Authentication: "key", RPC: "jelou.facade.v1.MessageService/SendMessage", Transport: "grpc",
+		Company: "tienda", Resources: []string{"sends/s06fv52pxzy6dx81m0d84v6r"}, Code: "OK", RequestID: "69726e96b3647ff027838ef8", Peer: "10.1.2.3",
+	}
+	for b.Loop() {
+		line.Time = time.Now()
+		l.Write(line)
+	}
+	if err := l.Close(); err != nil {
+		b.Error(err)
+	}
+}
