@@ -19,12 +19,14 @@ import (
 // Bounds of one stream. What was received and is not yet durable is all that a stream keeps in memory.
 const (
 	maxUnacknowledged      = 1000
-	maxUnacknowledgedBytes = 256 << 10 // with its row's overhead a stream then stays under 1 MiB
+	maxUnacknowledgedBytes = 192 << 10 // with its row's overhead a stream then stays under 1 MiB
 	itemOverhead           = 512       // bytes that an item costs beside its content
 	itemsPerAdd            = 250       // items that one transaction stores, so that acknowledgements flow
 	resultsPerRead         = 100
 	progressEvery          = 5 * time.Second // at least every 15 s is promised
 	ownerCheckEvery        = time.Second     // whether a newer stream has taken the batch
+	outagePatience         = 10 * time.Second
+	outageRetry            = 100 * time.Millisecond
 )
 
 // WatchBatch streams results, progress and the end.
@@ -139,7 +141,11 @@ func (s *batchServer) reportAll(ctx context.Context, id ledger.QueueID, after in
 			}
 		}
 		// Read before its results: what has ended by now has no others.
-		b, err := s.visibleBatch(ctx, id)
+		var b ledger.Batch
+		err := s.outlast(ctx, func() (err error) {
+			b, err = s.visibleBatch(ctx, id)
+			return err
+		})
 		if err != nil {
 			return err
 		}
@@ -177,7 +183,11 @@ func (s *batchServer) reportAll(ctx context.Context, id ledger.QueueID, after in
 
 // reportResults sends the results after a number, at most one read's, and says whether there may be more.
 func (s *batchServer) reportResults(ctx context.Context, id ledger.QueueID, after int64, to reporter) (last int64, more bool, err error) {
-	rows, err := s.ledger.Results(ctx, id, after, resultsPerRead)
+	var rows []ledger.Send
+	err = s.outlast(ctx, func() (err error) {
+		rows, err = s.ledger.Results(ctx, id, after, resultsPerRead)
+		return err
+	})
 	if err != nil {
 		return after, false, err
 	}
@@ -388,7 +398,8 @@ func (u *uploading) storeGroup(ctx context.Context, group []*received) error {
 		sends, size = append(sends, in.send), size+in.size
 	}
 	if len(sends) > 0 {
-		if err := u.addItems(ctx, sends); err != nil {
+		// Again after a commit of which nobody knows: an item's number keeps it from being stored twice.
+		if err := u.outlast(ctx, func() error { return u.addItems(ctx, sends) }); err != nil {
 			return err
 		}
 		u.durable.Store(max(u.durable.Load(), sends[len(sends)-1].Pos))
@@ -399,12 +410,32 @@ func (u *uploading) storeGroup(ctx context.Context, group []*received) error {
 	if seal == nil {
 		return nil
 	}
-	_, err := u.ledger.Seal(ctx, u.batch.ID, int64(seal.ItemCount), u.uploader)
+	err := u.outlast(ctx, func() error {
+		_, err := u.ledger.Seal(ctx, u.batch.ID, int64(seal.ItemCount), u.uploader)
+		return err
+	})
 	if err != nil {
 		return err
 	}
 	notify(u.signal)
 	return nil
+}
+
+// outlast repeats what the ledger's database was away for, a while, so that one that is restarted ends no stream.
+func (s *core) outlast(ctx context.Context, do func() error) error {
+	for began := time.Now(); ; {
+		err := do()
+		if away := errors.Is(err, ledger.ErrUnavailable) || errors.Is(err, ledger.ErrUncertain); !away || time.Since(began) > outagePatience {
+			return err
+		}
+		select {
+		case <-time.After(outageRetry):
+		case <-s.stopping:
+			return err
+		case <-ctx.Done():
+			return err
+		}
+	}
 }
 
 // notify leaves a signal, if none is there.

@@ -15,6 +15,10 @@ ALTER TABLE company DROP CONSTRAINT company_pkey, DROP CONSTRAINT company_name_k
 ALTER TABLE share DROP CONSTRAINT share_pkey;
 ALTER TABLE queue DROP CONSTRAINT queue_pkey;
 DROP INDEX queue_loose, queue_request;
+-- Who replicates the ledger logically needs something that tells rows apart.
+ALTER TABLE company REPLICA IDENTITY FULL;
+ALTER TABLE share REPLICA IDENTITY FULL;
+ALTER TABLE queue REPLICA IDENTITY FULL;
 CREATE INDEX company_id ON company (id);
 CREATE INDEX company_name ON company (name);
 CREATE INDEX share_id ON share (company, lane, caller);
@@ -24,6 +28,9 @@ CREATE INDEX queue_request ON queue (company, caller, request_id) WHERE request_
 
 -- +goose Down
 
+ALTER TABLE queue REPLICA IDENTITY DEFAULT;
+ALTER TABLE share REPLICA IDENTITY DEFAULT;
+ALTER TABLE company REPLICA IDENTITY DEFAULT;
 DROP INDEX queue_request, queue_loose, queue_id, share_id, company_name, company_id;
 ALTER TABLE company ADD PRIMARY KEY (id), ADD UNIQUE (name);
 ALTER TABLE share ADD PRIMARY KEY (company, lane, caller);
