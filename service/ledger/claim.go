@@ -41,7 +41,7 @@ func (l *Ledger) Claim(ctx context.Context, companies []int64, lease time.Durati
 	companies = slices.Compact(slices.Sorted(slices.Values(companies)))
 	var c *claiming
 	began := time.Now()
-	err := l.transact(ctx, func(t *tx) error {
+	err := l.transactSending(ctx, func(t *tx) error {
 		c = &claiming{ground: newGround(t), lease: micros(lease), steps: claimSteps, heads: map[laneKey]*head{}}
 		return c.run(companies, decide)
 	})

@@ -277,6 +277,9 @@ type Ledger struct {
 	ownerLease  time.Duration
 	maxAttempts int
 
+	// PostgreSQL only: claims and settles have half of the connections at most, so that calls do not wait behind them.
+	sending chan struct{}
+
 	// SQLite only.
 	path    string
 	witness *witness

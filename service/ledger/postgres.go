@@ -135,6 +135,7 @@ func (l *Ledger) openPostgres(ctx context.Context, c Config) error {
 	}
 	l.db.SetMaxOpenConns(connections)
 	l.db.SetMaxIdleConns(connections)
+	l.sending = make(chan struct{}, max(1, connections/2))
 	l.db.SetConnMaxIdleTime(5 * time.Minute)
 	if _, err := l.db.ExecContext(ctx, "SELECT "+walTimeline); answered(err) {
 		// Not allowed here, or not PostgreSQL's own: only the claim numbers tell then that it lost something.

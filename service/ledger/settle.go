@@ -146,7 +146,7 @@ func (l *Ledger) change(ctx context.Context, c *change) error {
 func (l *Ledger) commitChanges(ctx context.Context, work []*change) error {
 	var g *ground
 	run := func() error {
-		return l.transact(ctx, func(t *tx) error {
+		return l.transactSending(ctx, func(t *tx) error {
 			g = newGround(t)
 			return g.changeAll(work)
 		})

@@ -211,6 +211,19 @@ func (l *Ledger) transact(ctx context.Context, fn func(t *tx) error) error {
 	}
 }
 
+// transactSending is transact for claims and settles.
+func (l *Ledger) transactSending(ctx context.Context, fn func(t *tx) error) error {
+	if l.sending != nil {
+		select {
+		case l.sending <- struct{}{}:
+			defer func() { <-l.sending }()
+		case <-ctx.Done():
+			return l.classify(ctx, ctx.Err())
+		}
+	}
+	return l.transact(ctx, fn)
+}
+
 func (l *Ledger) transactOnce(ctx context.Context, ahead []QueueID, fn func(t *tx) error) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, transactionTimeout)
 	defer cancel()
