@@ -69,8 +69,23 @@ type claiming struct {
 	more    map[int64]bool
 	lapsed  []*record
 	stale   []*record
-	wrote   bool
-	out     []Claim
+	// What the search found empty, to be switched off at the end.
+	emptyQueues []emptyQueue
+	emptyShares []emptyShare
+	// Shares that what was settled on the way switches on.
+	ready []looseKey
+	wrote bool
+	out   []Claim
+}
+
+type emptyQueue struct {
+	id    QueueID
+	start int64
+}
+
+type emptyShare struct {
+	key   looseKey
+	start int64
 }
 
 type laneKey struct {
@@ -201,10 +216,13 @@ func (c *claiming) run(companies []int64, decide func(View) Choice) error {
 			picks = append(picks, p)
 		}
 	}
+	c.claim(picks)
+	if err := c.switchOff(); err != nil {
+		return err
+	}
 	if !c.wrote {
 		return errRollback
 	}
-	c.claim(picks)
 	return nil
 }
 
@@ -309,21 +327,21 @@ func (c *claiming) searchShare(company int64, lane Lane, caller string, share Ta
 			if any {
 				return false, nil
 			}
-			return false, c.switchOffShare(company, lane, caller, share.Start)
+			c.emptyShares = append(c.emptyShares, emptyShare{looseKey{company, lane, caller}, share.Start})
+			return false, nil
 		}
 		q.queue.Start = start
-		off, done, err := c.searchQueue(QueueID{company, id}, &q, share)
+		empty, done, err := c.searchQueue(QueueID{company, id}, &q, share)
 		if err != nil || done {
 			return done, err
 		}
-		any = any || !off
+		any = any || !empty
 	}
 	return true, nil
 }
 
-// searchQueue goes through the sends of a queue. It reports whether it switched the queue off, and whether the search
-// is over.
-func (c *claiming) searchQueue(id QueueID, q *head, share Tag) (off, over bool, err error) {
+// searchQueue goes through the sends of a queue. It reports whether the queue is empty, and whether the search is over.
+func (c *claiming) searchQueue(id QueueID, q *head, share Tag) (empty, over bool, err error) {
 	hint, end := q.headPos, int64(math.MaxInt64)
 	if q.lookedAt < c.believe {
 		hint = 0
@@ -344,8 +362,8 @@ func (c *claiming) searchQueue(id QueueID, q *head, share Tag) (off, over bool, 
 				hint, from, end = 0, 0, hint
 				continue
 			}
-			off, err := c.switchOffQueue(id, q.queue.Start)
-			return off, false, err
+			c.emptyQueues = append(c.emptyQueues, emptyQueue{id, q.queue.Start})
+			return true, false, nil
 		}
 		for _, h := range rows {
 			switch {
@@ -384,32 +402,48 @@ func (c *claiming) delay(h *head) {
 		h.ID.Company, h.ID.Queue, h.ID.Pos, h.later)
 }
 
-// switchOffQueue keeps an empty queue from being looked at. An add that is not committed yet holds the queue, and
-// then it stays on; one that comes later waits, sees it off and switches it on.
-func (c *claiming) switchOffQueue(id QueueID, start int64) (bool, error) {
+// switchOff keeps what the search found empty from being looked at. It comes last, since it waits for nobody: an add that
+// waits for one of these rows has taken its own in the order of locks, and nothing here waits for it any more.
+func (c *claiming) switchOff() error {
+	for _, q := range c.emptyQueues {
+		if err := c.switchOffQueue(q.id, q.start); err != nil {
+			return err
+		}
+	}
+	for _, s := range c.emptyShares {
+		if err := c.switchOffShare(s.key, s.start); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// switchOffQueue switches off an empty queue. An add that is not committed yet holds the queue, and then it stays on; one
+// that comes later waits, sees it off and switches it on.
+func (c *claiming) switchOffQueue(id QueueID, start int64) error {
 	mine, empty := false, true
 	c.t.read(`SELECT id FROM queue WHERE company{newest} = $1 AND id{newest} = $2 AND start_tag = $3 {all skip}`, yes(&mine), id.Company, id.Queue, start)
 	c.t.read(`SELECT pos FROM send WHERE company = $1 AND queue = $2 AND state = 'pending' AND parked = 0 ORDER BY pos LIMIT 1`,
 		func(scanFunc) error { empty = false; return nil }, id.Company, id.Queue)
 	if err := c.t.flush(); err != nil || !mine || !empty {
-		return false, err
+		return err
 	}
 	c.wrote = true
 	c.t.writeOne(`UPDATE queue SET ready = 0 WHERE company{newest} = $1 AND id{newest} = $2 AND start_tag = $3`, id.Company, id.Queue, start)
-	return true, nil
+	return nil
 }
 
 // switchOffShare does the same with a share that has no queue to look at.
-func (c *claiming) switchOffShare(company int64, lane Lane, caller string, start int64) error {
+func (c *claiming) switchOffShare(key looseKey, start int64) error {
 	mine, ready := false, false
-	c.t.read(`SELECT caller FROM share WHERE company{newest} = $1 AND lane{newest} = $2 AND caller = $3 AND start_tag = $4 {all skip}`, yes(&mine), company, lane, caller, start)
+	c.t.read(`SELECT caller FROM share WHERE company{newest} = $1 AND lane{newest} = $2 AND caller = $3 AND start_tag = $4 {all skip}`, yes(&mine), key.company, key.lane, key.caller, start)
 	c.t.read(`SELECT id FROM queue WHERE company = $1 AND lane = $2 AND caller = $3 AND state = 'open' AND ready = 1 LIMIT 1`,
-		yes(&ready), company, lane, caller)
+		yes(&ready), key.company, key.lane, key.caller)
 	if err := c.t.flush(); err != nil || !mine || ready {
 		return err
 	}
 	c.wrote = true
-	c.t.writeOne(`UPDATE share SET ready = 0 WHERE company{newest} = $1 AND lane{newest} = $2 AND caller = $3 AND start_tag = $4`, company, lane, caller, start)
+	c.t.writeOne(`UPDATE share SET ready = 0 WHERE company{newest} = $1 AND lane{newest} = $2 AND caller = $3 AND start_tag = $4`, key.company, key.lane, key.caller, start)
 	return nil
 }
 
@@ -431,6 +465,10 @@ func (c *claiming) clear() error {
 	if len(records) == 0 {
 		return nil
 	}
+	for _, h := range c.heads {
+		// What is claimed afterwards is locked here, in the order of locks.
+		queues = append(queues, h.queueID())
+	}
 	c.wrote = true
 	c.lockQueues(queues)
 	if err := c.t.flush(); err != nil {
@@ -445,7 +483,9 @@ func (c *claiming) clear() error {
 		}
 		c.woken = append(c.woken, Wake{Company: r.ID.Company, Lanes: r.Lane.only()})
 	}
-	return c.write()
+	var err error
+	c.ready, err = c.writeRows()
+	return err
 }
 
 // answer shows a company to decide and notes what it chooses.
@@ -518,11 +558,7 @@ func (c *claiming) claim(picks []*pick) {
 		c.t.writeOne(`UPDATE queue SET start_tag = $4, head_pos = $5, looked_at = $6, sending = sending + 1 WHERE company{newest} = $1 AND id{newest} = $2 AND start_tag = $3`,
 			s.ID.Company, s.ID.Queue, h.queue.Start, p.choice.Queue.Start, headPos, lookedAt)
 	}
-	for _, p := range picks {
-		s := p.send
-		c.t.writeOne(`UPDATE share SET start_tag = $5, queue_virtual = $6, served = served + 1 WHERE company{newest} = $1 AND lane{newest} = $2 AND caller = $3 AND start_tag = $4`,
-			s.ID.Company, s.Lane, s.Caller, p.head.share.Start, p.choice.Share.Start, p.choice.Queue.Virtual)
-	}
+	c.writeShares(picks)
 	for _, p := range picks {
 		s := p.send
 		c.t.writeOne(`UPDATE send SET state = 'sending', claim = $4, claimant = $5, lease_until = $6, attempt = attempt + 1
@@ -538,6 +574,25 @@ func (c *claiming) claim(picks []*pick) {
 			c.t.write(`INSERT INTO gap (company, bot, recipient, until) VALUES ($1, $2, $3, $4)
 				ON CONFLICT (company, bot, recipient) DO UPDATE SET until = excluded.until`,
 				s.ID.Company, s.Bot, s.Recipient, c.now+micros(p.choice.RecipientGap))
+		}
+	}
+}
+
+// writeShares counts the claims to their shares, and switches on those that have something to send again, all in the order
+// of locks. A share that is claimed from is on.
+func (c *claiming) writeShares(picks []*pick) {
+	picked, shares := map[looseKey]*pick{}, c.ready
+	for _, p := range picks {
+		key := looseKey{p.send.ID.Company, p.send.Lane, p.send.Caller}
+		picked[key], shares = p, append(shares, key)
+	}
+	slices.SortFunc(shares, compareShares)
+	for _, s := range slices.Compact(shares) {
+		if p := picked[s]; p != nil {
+			c.t.writeOne(`UPDATE share SET start_tag = $5, queue_virtual = $6, served = served + 1 WHERE company{newest} = $1 AND lane{newest} = $2 AND caller = $3 AND start_tag = $4`,
+				s.company, s.lane, s.caller, p.head.share.Start, p.choice.Share.Start, p.choice.Queue.Virtual)
+		} else {
+			c.t.write(readyShare, s.company, s.lane, s.caller)
 		}
 	}
 }

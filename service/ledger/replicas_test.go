@@ -533,3 +533,71 @@ func TestAddsAndSettlesDoNotDeadlock(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// Claims look at many companies at once, and pass over much: what is empty they switch off, what is late they let
+// expire. Adds of many companies switch the same shares on meanwhile.
+func TestAddsAndClaimsOfManyCompaniesDoNotDeadlock(t *testing.T) {
+	one, two, _ := openTwo(t)
+	replicas := []*Ledger{one, two}
+	var companies []int64
+	for i := range 12 {
+		companies = append(companies, mustCompany(t, one, fmt.Sprint("company-", i)))
+	}
+	const callers, rounds = 3, 150
+	var working errgroup.Group
+	for r, l := range replicas {
+		for part := range 3 {
+			working.Go(func() error {
+				rng := rand.New(rand.NewPCG(uint64(r), uint64(part)))
+				for round := range rounds {
+					var sends []NewSend
+					for i, c := range rng.Perm(len(companies))[:3] {
+						n := newSend(companies[c], rng.IntN(1000))
+						n.Caller = fmt.Sprint("caller-", rng.IntN(callers))
+						if i == 0 && rng.IntN(2) == 0 {
+							n.ExpireIn = time.Microsecond
+						}
+						sends = append(sends, n)
+					}
+					if _, err := l.Add(t.Context(), sends); err != nil {
+						return fmt.Errorf("add %d: %w", round, err)
+					}
+				}
+				return nil
+			})
+		}
+		for range 2 {
+			working.Go(func() error {
+				for range 4 * rounds {
+					claims, err := l.Claim(t.Context(), companies, time.Minute, chooseFirst)
+					if err != nil {
+						return fmt.Errorf("claim: %w", err)
+					}
+					for _, c := range claims {
+						if c.Send == nil {
+							continue
+						}
+						if _, err := l.Settle(t.Context(), Settlement{ID: c.Send.ID, Claim: c.Send.Claim, State: Sent}); err != nil {
+							return fmt.Errorf("settle: %w", err)
+						}
+					}
+				}
+				return nil
+			})
+		}
+	}
+	if err := working.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range replicas {
+		if n := l.deadlocks.Load(); n != 0 {
+			t.Errorf("%d deadlocks", n)
+		}
+	}
+	for _, company := range companies {
+		serveAll(t, one, company, 10_000)
+	}
+	if err := one.CheckInvariant(t.Context()); err != nil {
+		t.Error(err)
+	}
+}

@@ -316,6 +316,15 @@ const maxUnparked = 256
 
 // write queues all changes, in the order of locks, and looks for whom they free.
 func (g *ground) write() error {
+	shares, err := g.writeRows()
+	if err == nil {
+		g.t.readyShares(shares, true)
+	}
+	return err
+}
+
+// writeRows is write up to the shares that are to be switched on.
+func (g *ground) writeRows() ([]looseKey, error) {
 	ids := make([]QueueID, 0, len(g.queues))
 	var shares []looseKey
 	for id, q := range g.queues {
@@ -340,12 +349,11 @@ func (g *ground) write() error {
 		// Only now: a send that waited for another one may have ended beside it.
 		freed, err := g.writeUnparked()
 		if err != nil {
-			return err
+			return nil, err
 		}
 		shares = append(shares, freed...)
 	}
-	g.t.readyShares(shares, true)
-	return nil
+	return shares, nil
 }
 
 // writeUnparked queues what lets the next sends to freed recipients be claimed, and returns the shares that they are in. Their
