@@ -31,7 +31,7 @@ var cutsBenchmark = benchmark{
 100,000 items as 50 batches, all uploaded at the same time over StreamBatch to three replicas on PostgreSQL, each client on
 a connection of its own, until 1,000 streams were cut: clients killed (their connection is reset; the next one knows
 the batch's id and its latest cursor or an older one), servers killed (kill -9), servers that stop in order (GOAWAY and
-DRAINING), the database restarted. One item in fifty is bad and has its result at once. Jelou has no limit here: 25 companies
+DRAINING), the database restarted, which ends no stream. One item in fifty is bad and has its result at once. Jelou has no limit here: 25 companies
 with 20 requests in 100 ms each. Every client checks that each item has one result with one cursor, and reads all
 results again at the end.
 

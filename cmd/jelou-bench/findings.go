@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math"
 	"strings"
 	"text/tabwriter"
 )
@@ -54,6 +55,8 @@ func (t *table) add(cells ...any) {
 
 func short(v float64) string {
 	switch {
+	case math.IsNaN(v):
+		return "-" // of nothing
 	case v >= 100 || v <= -100:
 		return fmt.Sprintf("%.0f", v)
 	case v >= 10 || v <= -10:
