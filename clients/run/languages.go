@@ -53,6 +53,12 @@ var languages = []language{
 		example: []string{"node", "clients/typescript/dist/example-grpcjs.js"},
 	},
 	{
+		name:    "rust",
+		setup:   [][]string{{"cargo", "build", "--quiet", "--locked", "--manifest-path", "clients/rust/Cargo.toml", "--examples"}},
+		runner:  []string{"clients/rust/target/debug/examples/runner"},
+		example: []string{"clients/rust/target/debug/examples/example"},
+	},
+	{
 		name:   "rest",
 		setup:  [][]string{{"go", "build", "-o", "bin/", "./clients/rest"}},
 		runner: []string{"bin/rest", "service/openapi.json"},
