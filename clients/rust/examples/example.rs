@@ -47,7 +47,7 @@ fn text(user: &str, text: &str) -> SendMessageRequest {
 }
 
 fn text_message(text: &str) -> v1::Message {
-    let content = TextContent { text: text.into(), ..Default::default() };
+    let content = TextContent { text: text.into() };
     v1::Message { content: Some(message::Content::Text(content)) }
 }
 
