@@ -365,20 +365,10 @@ func (c *claiming) searchQueue(id QueueID, q *head, share Tag) (empty, over bool
 			c.emptyQueues = append(c.emptyQueues, emptyQueue{id, q.queue.Start})
 			return true, false, nil
 		}
-		for _, h := range rows {
-			switch {
-			case h.stale:
-				c.stale = append(c.stale, &h.record)
-				c.more[id.Company] = true
-			case h.busy:
-				c.park(h)
-			case h.later != 0:
-				c.delay(h)
-			default:
-				h.share, h.queue.Virtual = share, share.Virtual
-				c.heads[laneKey{h.ID.Company, h.Lane}] = h
-				return false, true, nil
-			}
+		if free := c.passOver(rows); free != nil {
+			free.share, free.queue.Virtual = share, share.Virtual
+			c.heads[laneKey{free.ID.Company, free.Lane}] = free
+			return false, true, nil
 		}
 		c.steps -= len(rows)
 		from = rows[len(rows)-1].ID.Pos + 1
@@ -386,12 +376,31 @@ func (c *claiming) searchQueue(id QueueID, q *head, share Tag) (empty, over bool
 	return false, true, nil
 }
 
-// park lets a send wait until its recipient is free. Whoever frees the recipient waits for this company's lock, so
-// it sees the parked send.
-func (c *claiming) park(h *head) {
-	c.wrote = true
-	c.t.writeOne(`UPDATE send SET parked = 1 WHERE company = $1 AND queue = $2 AND pos = $3 AND state = 'pending' AND parked = 0`,
-		h.ID.Company, h.ID.Queue, h.ID.Pos)
+// passOver gives the first of a queue's rows that may be claimed, if one may, and keeps those before it from being passed over
+// again. Whoever frees a recipient waits for this company's lock, so it sees what is parked here.
+func (c *claiming) passOver(rows []*head) (free *head) {
+	var busy []int64
+	for _, h := range rows {
+		if h.free() {
+			free = h
+			break
+		}
+		switch {
+		case h.stale:
+			c.stale = append(c.stale, &h.record)
+			c.more[h.ID.Company] = true
+		case h.busy:
+			busy = append(busy, h.ID.Pos)
+		default:
+			c.delay(h)
+		}
+	}
+	if len(busy) > 0 {
+		c.wrote = true
+		c.t.write(`UPDATE send SET parked = 1 WHERE pos {in 1} AND company = $2 AND queue = $3 AND state = 'pending' AND parked = 0`,
+			c.t.l.dialect.list(busy), rows[0].ID.Company, rows[0].ID.Queue)
+	}
+	return free
 }
 
 // delay lets a send wait until its recipient may get another.
