@@ -55,6 +55,13 @@ func touch(ctx context.Context, company, resource string) {
 	}
 }
 
+// names are the resources as far as they are known.
+func (t *touched) names() []string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return slices.Clone(t.resources)
+}
+
 // touchOthers notes that a call sees what is other callers'.
 func touchOthers(ctx context.Context) {
 	if c, ok := ctx.Value(callKey{}).(*call); ok {

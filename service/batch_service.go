@@ -275,7 +275,7 @@ func (s *batchServer) ReplayBatch(ctx context.Context, r *facadev1.ReplayBatchRe
 	request := proto.CloneOf(r)
 	request.RequestId = ""
 	new.Hash, new.HashVersion = s.keys.Digest(hashVersion, messageHash(request.ProtoReflect()))
-	replay := ledger.NewReplay{NewBatch: new, Source: id, Reasons: r.ErrorReasons, ExpireAt: microsOf(r.ExpireTime)}
+	replay := ledger.NewReplay{NewBatch: new, Source: id, Reasons: r.ErrorReasons, ExpireAt: microsOf(r.ExpireTime), Traceparent: traceparentOf(ctx)}
 	if replay.ExpireAt == 0 {
 		replay.ExpireIn = maxAhead
 	}

@@ -76,6 +76,7 @@ type setup struct {
 	secret  string
 	pace    pace.Config
 	ledger  ledger.Config // Path is a new one unless it is given
+	keyFile string        // of what is stored; a new one unless it is given
 	bounds  service.Bounds
 
 	audit audit.Config // a file unless it is given
@@ -122,9 +123,11 @@ func newFacade(t *testing.T, change func(*setup)) *facade {
 	id, err := f.ledger.Company(ctx, "sandbox")
 	f.must(err)
 	company := &dispatch.Company{ID: id, Name: "sandbox", Client: client, Pace: s.pace, AttemptTimeout: 2 * time.Second}
-	keyFile := filepath.Join(t.TempDir(), "ledger.key")
-	f.must(os.WriteFile(keyFile, []byte(keyring.New()), 0o600))
-	keys, err := keyring.Load(keyFile)
+	if s.keyFile == "" {
+		s.keyFile = filepath.Join(t.TempDir(), "ledger.key")
+		f.must(os.WriteFile(s.keyFile, []byte(keyring.New()), 0o600))
+	}
+	keys, err := keyring.Load(s.keyFile)
 	f.must(err)
 	f.source = caller.NewSource(ctx, log)
 	callers, err := f.source.Load(s.callers, s.authentication)

@@ -188,7 +188,8 @@ func (g *guard) end(ctx context.Context, c *call, panicked any, err error) error
 // endSpan says how the call went: names of closed sets only, and nothing of what was sent.
 func (c *call) endSpan(ctx context.Context, code, reason string) {
 	c.span.SetAttributes(semconv.RPCSystemNameGRPC, semconv.RPCMethod(c.rpc()), semconv.RPCResponseStatusCode(code),
-		attribute.String("jelou.transport", string(c.transport)), attribute.String("jelou.caller", callerName(ctx)))
+		attribute.String("jelou.transport", string(c.transport)), attribute.String("jelou.caller", callerName(ctx)),
+		attribute.StringSlice("jelou.resources", c.touched.names()))
 	if reason != "" {
 		c.span.SetStatus(otelcodes.Error, reason)
 	}

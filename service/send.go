@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 
+	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -139,7 +141,7 @@ func (s *core) newSend(ctx context.Context, company int64, botID string, item *f
 	n := ledger.NewSend{
 		Company: company, Lane: ledger.Lane(lane), Caller: c.Name(), Weight: c.Weight(), DailyLimit: c.DailySends(),
 		Bot: botID, Recipient: s.keys.Pseudonym(recipientOf(item)), Kind: kindOf(item), Body: s.keys.Seal(keyring.Body, body),
-		OnUnknown: onUnknown[o.GetOnUnknown()],
+		OnUnknown: onUnknown[o.GetOnUnknown()], Traceparent: traceparentOf(ctx),
 	}
 	n.Hash, n.HashVersion = s.keys.Digest(hashVersion, contentHash(botID, item))
 	if n.Labels, err = labelsOf(o); err != nil {
@@ -156,6 +158,17 @@ func (s *core) newSend(ctx context.Context, company int64, botID string, item *f
 		return n, invalidField("options.expire_time", "must be after schedule_time")
 	}
 	return n, nil
+}
+
+// traceparentOf names the call's span, where it is recorded, for the attempts that will be linked to it.
+func traceparentOf(ctx context.Context) string {
+	span := trace.SpanFromContext(ctx)
+	if !span.IsRecording() || !span.SpanContext().IsSampled() {
+		return ""
+	}
+	carrier := propagation.MapCarrier{}
+	propagation.TraceContext{}.Inject(ctx, carrier)
+	return carrier[headerTraceparent]
 }
 
 // labelsOf is the labels as they are stored.

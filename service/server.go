@@ -145,7 +145,7 @@ func New(c Config) (*Server, error) {
 		Ledger: c.Ledger, Companies: companiesOf(c.Bots),
 		Result: s.core.storedResult, Error: s.core.storedError,
 		Open:       func(body []byte) ([]byte, error) { return c.Keys.Open(keyring.Body, body) },
-		Configured: s.doors.known, Logger: c.Logger, Meter: c.Telemetry.Meter(),
+		Configured: s.doors.known, Logger: c.Logger, Meter: c.Telemetry.Meter(), Tracer: c.Telemetry.Tracer(),
 	})
 	s.core.settings.Store(&c.Settings)
 	s.readiness = newReadiness(s.core, c.Logger)

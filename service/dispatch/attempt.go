@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"runtime/debug"
 	"time"
 
+	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
 	"google.golang.org/protobuf/proto"
 
 	facadev1 "github.com/jelou-facade/jelou-facade/gen/jelou/facade/v1"
@@ -23,9 +25,11 @@ const (
 	settleFor = 10 * time.Minute
 )
 
-// attempt sends one send, claimed since start, and settles it.
-func (d *Dispatcher) attempt(work context.Context, t turn, send ledger.Send, start time.Time) {
+// attempt sends one send, which was claimed from start to claimed, and settles it.
+func (d *Dispatcher) attempt(work context.Context, t turn, send ledger.Send, start, claimed time.Time) {
 	c := t.company
+	work, span := d.traceAttempt(work, c, send, start, claimed)
+	defer span.End()
 	result, err := d.request(work, t, send, start.Add(t.settings.attemptTimeout()))
 	over := time.Now()
 	timing := timingOf(result, err)
@@ -65,7 +69,12 @@ func (d *Dispatcher) request(work context.Context, t turn, send ledger.Send, dea
 	}
 	ctx, stop := d.watchAck(ctx, t.company, send.Claim)
 	defer stop()
-	result, err = t.settings.Client.Send(ctx, send.Bot, item)
+	traced, span := d.traceRequest(ctx, t.settings.Client, http.MethodPost)
+	result, err = t.settings.Client.Send(traced, send.Bot, item)
+	if err == nil {
+		span.SetAttributes(semconv.HTTPResponseStatusCode(result.Status))
+	}
+	endRequest(span, err)
 	if err == nil {
 		return result, nil
 	}
@@ -205,6 +214,8 @@ func (d *Dispatcher) updatePace(ctx context.Context, c *company, update func(b *
 func (d *Dispatcher) settle(work context.Context, c *company, s ledger.Settlement, over time.Time, t jelou.Timing) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(work), settleFor)
 	defer cancel()
+	ctx, span := d.traceSettle(ctx, s)
+	defer span.End()
 	log := c.log.With(slog.String("send_id", s.ID.String()))
 	for first := true; ; first = false {
 		s.SentAgo = -1

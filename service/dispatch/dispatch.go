@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"go.opentelemetry.io/otel/metric"
+	"go.opentelemetry.io/otel/trace"
+	"go.opentelemetry.io/otel/trace/noop"
 
 	"github.com/jelou-facade/jelou-facade/service/jelou"
 	"github.com/jelou-facade/jelou-facade/service/ledger"
@@ -58,6 +60,7 @@ type Config struct {
 	// Logger gets states of companies, never what is sent; nil logs nothing.
 	Logger *slog.Logger
 	Meter  metric.Meter // nil measures nothing
+	Tracer trace.Tracer // nil traces nothing
 }
 
 const (
@@ -101,6 +104,9 @@ type Dispatcher struct {
 func New(c Config) *Dispatcher {
 	if c.Open == nil {
 		c.Open = func(body []byte) ([]byte, error) { return body, nil }
+	}
+	if c.Tracer == nil {
+		c.Tracer = noop.Tracer{}
 	}
 	d := &Dispatcher{
 		config: c, log: c.Logger, agenda: newAgenda(), clock: newClock(), counting: make(chan struct{}, counters),
@@ -254,6 +260,7 @@ func (d *Dispatcher) claim(work context.Context, due []*company) {
 		}
 		return
 	}
+	claimed := time.Now()
 	for _, cl := range claims {
 		t, decided := turns[cl.Company], decisions[cl.Company]
 		c := t.company
@@ -261,7 +268,7 @@ func (d *Dispatcher) claim(work context.Context, due []*company) {
 		d.agenda.release(c, at, how)
 		d.check.claimed(cl, decided)
 		if cl.Send != nil {
-			d.work.Go(func() { d.attempt(work, t, *cl.Send, start) })
+			d.work.Go(func() { d.attempt(work, t, *cl.Send, start, claimed) })
 		} else if decided != nil && decided.read != nil {
 			d.grantRead(work, t, decided, start)
 		}

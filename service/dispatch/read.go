@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"slices"
 	"time"
 
@@ -73,7 +74,9 @@ func (d *Dispatcher) Read(ctx context.Context, companyID int64, f func(context.C
 func (d *Dispatcher) runRead(ctx context.Context, c *company, g grant, f func(context.Context, *jelou.Client) (jelou.Timing, error)) error {
 	ctx, cancel := context.WithDeadline(ctx, g.start.Add(g.settings.attemptTimeout()))
 	defer cancel()
-	timing, err := f(ctx, g.settings.Client)
+	traced, span := d.traceRequest(ctx, g.settings.Client, http.MethodGet)
+	timing, err := f(traced, g.settings.Client)
+	endRequest(span, err)
 	e, _ := errors.AsType[*jelou.Error](err)
 	if e == nil && err != nil {
 		e = &jelou.Error{Outcome: jelou.Unknown}

@@ -154,6 +154,9 @@ func newTransport(conns *conns, roots *x509.CertPool) *http.Transport {
 	}
 }
 
+// Host is where the requests go, as the URL names it.
+func (c *Client) Host() string { return c.base.Hostname() }
+
 // Close closes the connections, each when its attempts are over. Later calls send nothing.
 func (c *Client) Close() {
 	c.conns.close()
@@ -175,7 +178,7 @@ func (c *Client) Send(ctx context.Context, botID string, item *facadev1.BatchIte
 		failed.Timing = timing
 		return nil, failed
 	}
-	result.Timing = timing
+	result.Status, result.Timing = a.status, timing
 	return result, nil
 }
 

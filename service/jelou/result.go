@@ -15,6 +15,8 @@ type Result struct {
 	Notifications []*facadev1.Send_SentNotification
 	// Warnings tells what is missing in Jelou's answer.
 	Warnings []string
+	// Status is Jelou's HTTP status.
+	Status int
 	// Timing of the attempt.
 	Timing Timing
 }

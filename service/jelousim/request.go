@@ -82,6 +82,11 @@ func checkHeaders(r *http.Request) (wrong violations) {
 			wrong.add(name, "is not a header of this API: requests are not idempotent")
 		}
 	}
+	for _, name := range []string{"Traceparent", "Tracestate", "Baggage"} {
+		if r.Header.Get(name) != "" {
+			wrong.add(name, "is not a header of this API: it tells a stranger what calls there are")
+		}
+	}
 	if encoding := r.Header.Get("Content-Encoding"); encoding != "" {
 		wrong.add("Content-Encoding", "must be absent")
 	}

@@ -421,7 +421,7 @@ func compareQueues(x, y QueueID) int {
 // insertColumns are those of a send that is not settled yet; the others have their defaults.
 var insertColumns = []string{
 	"company", "queue", "pos", "lane", "caller", "bot", "recipient", "kind", "labels", "state", "on_unknown", "owner",
-	"accepted_at", "due_at", "expire_at", "replay_queue", "replay_pos", "request_id", "hash", "hash_version", "body",
+	"accepted_at", "due_at", "expire_at", "replay_queue", "replay_pos", "request_id", "hash", "hash_version", "body", "traceparent",
 }
 
 // finalColumns come after them for a send that is stored with its result.
@@ -463,7 +463,7 @@ func (w *addition) values() []any {
 	}
 	return []any{
 		s.ID.Company, s.ID.Queue, s.ID.Pos, s.Lane, s.Caller, s.Bot, s.Recipient, s.Kind, s.Labels, string(s.State), s.OnUnknown, orNull(s.Owner),
-		s.AcceptedAt, orNull(s.DueAt), orNull(s.ExpireAt), orNull(s.ReplayOf.Queue), orNull(s.ReplayOf.Pos), orNull(s.RequestID), n.Hash, n.HashVersion, body,
+		s.AcceptedAt, orNull(s.DueAt), orNull(s.ExpireAt), orNull(s.ReplayOf.Queue), orNull(s.ReplayOf.Pos), orNull(s.RequestID), n.Hash, n.HashVersion, body, orNull(n.Traceparent),
 	}
 }
 

@@ -397,8 +397,9 @@ func (c *claiming) passOver(rows []*head) (free *head) {
 	}
 	if len(busy) > 0 {
 		c.wrote = true
-		c.t.write(`UPDATE send SET parked = 1 WHERE pos {in 1} AND company = $2 AND queue = $3 AND state = 'pending' AND parked = 0`,
-			c.t.l.dialect.list(busy), rows[0].ID.Company, rows[0].ID.Queue)
+		// The bounds say nothing new, but to a planner that would go through the whole queue and look for the list in it.
+		c.t.write(`UPDATE send SET parked = 1 WHERE pos {in 1} AND company = $2 AND queue = $3 AND pos >= $4 AND pos <= $5 AND state = 'pending' AND parked = 0`,
+			c.t.l.dialect.list(busy), rows[0].ID.Company, rows[0].ID.Queue, busy[0], busy[len(busy)-1])
 	}
 	return free
 }
@@ -573,8 +574,8 @@ func (c *claiming) claim(picks []*pick) {
 		c.t.writeOne(`UPDATE send SET state = 'sending', claim = $4, claimant = $5, lease_until = $6, attempt = attempt + 1
 			WHERE company = $1 AND queue = $2 AND pos = $3 AND state = 'pending' AND parked = 0`,
 			s.ID.Company, s.ID.Queue, s.ID.Pos, s.Claim, c.t.l.replica, s.LeaseUntil)
-		c.t.read(`SELECT body FROM send WHERE company = $1 AND queue = $2 AND pos = $3`,
-			func(scan scanFunc) error { return scan(&s.Body) }, s.ID.Company, s.ID.Queue, s.ID.Pos)
+		c.t.read(`SELECT body, COALESCE(traceparent, '') FROM send WHERE company = $1 AND queue = $2 AND pos = $3`,
+			func(scan scanFunc) error { return scan(&s.Body, &s.Traceparent) }, s.ID.Company, s.ID.Queue, s.ID.Pos)
 		c.t.writeOne(`UPDATE company SET claim_no = claim_no + 1, era = $3, pace = $4, `+virtualColumns[s.Lane]+` = $5 WHERE id{newest} = $1 AND era = $2`,
 			s.ID.Company, c.companies[s.ID.Company].era, s.Claim/claimsPerEra, p.choice.Pace, p.choice.Share.Virtual)
 	}
@@ -621,8 +622,8 @@ func (l *Ledger) findClaimed(ctx context.Context, c *claiming, lost error) error
 			for _, claim := range c.out {
 				if s := claim.Send; s != nil {
 					// The body was on its way with the answer that was lost.
-					t.read(`SELECT body FROM send WHERE company = $1 AND queue = $2 AND pos = $3 AND state = 'sending' AND claim = $4 AND claimant = $5`,
-						func(scan scanFunc) error { mine[s.ID] = true; return scan(&s.Body) }, s.ID.Company, s.ID.Queue, s.ID.Pos, s.Claim, l.replica)
+					t.read(`SELECT body, COALESCE(traceparent, '') FROM send WHERE company = $1 AND queue = $2 AND pos = $3 AND state = 'sending' AND claim = $4 AND claimant = $5`,
+						func(scan scanFunc) error { mine[s.ID] = true; return scan(&s.Body, &s.Traceparent) }, s.ID.Company, s.ID.Queue, s.ID.Pos, s.Claim, l.replica)
 				}
 			}
 			return cmp.Or(t.flush(), errRollback)

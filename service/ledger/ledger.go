@@ -100,6 +100,8 @@ type NewSend struct {
 	OnUnknown  OnUnknown
 	ReplayOf   ID // the send that this one repeats; zero is none
 
+	Traceparent string // of the call that makes it, where that is traced; empty otherwise
+
 	// Final stores the send as already failed: a bad item of a batch takes its number and has its result.
 	Final *Final
 }
@@ -129,6 +131,8 @@ type Send struct {
 	Kind      string
 	Labels    string
 	Body      []byte // only in a claim
+
+	Traceparent string // of the call that made it, where that is traced; only in a claim
 
 	RequestID   string
 	Hash        []byte

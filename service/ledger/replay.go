@@ -18,13 +18,16 @@ type NewReplay struct {
 	Reasons  []string      // empty: with any
 	ExpireAt int64         // of the new sends; zero is none
 	ExpireIn time.Duration // the same as a span from now on the database's clock; the earlier of the two counts
+
+	Traceparent string // of the call that asks for it, where that is traced; empty otherwise
 }
 
 // replayFilter is what a replay that is not complete has to know.
 type replayFilter struct {
-	States   []State  `json:"states"`
-	Reasons  []string `json:"reasons"`
-	ExpireAt int64    `json:"expire_at"`
+	States      []State  `json:"states"`
+	Reasons     []string `json:"reasons"`
+	ExpireAt    int64    `json:"expire_at"`
+	Traceparent string   `json:"traceparent,omitempty"`
 }
 
 // replayable are the states that a replay may choose. In no other may a send be sent again.
@@ -84,7 +87,7 @@ func (t *tx) beginReplay(id QueueID, r *NewReplay) (batchRow, replayed, error) {
 	if !found {
 		return source, replayed{}, ErrNotFound
 	}
-	filter := replayFilter{r.States, r.Reasons, r.ExpireAt}
+	filter := replayFilter{r.States, r.Reasons, r.ExpireAt, r.Traceparent}
 	if in := source.now + micros(r.ExpireIn); r.ExpireIn > 0 && (filter.ExpireAt == 0 || in < filter.ExpireAt) {
 		filter.ExpireAt = in
 	}
@@ -147,9 +150,9 @@ const (
 	replayEndQuery  = `SELECT s.pos FROM send s{amiss} WHERE s.company = $1 AND s.queue = $2 AND s.pos > $3` + amiss + ` ORDER BY s.pos LIMIT 1 OFFSET $4`
 	replayLateQuery = `SELECT s.pos, s.late_until` + chosen + ` AND s.state = 'unknown' AND s.late_until > $8 ORDER BY s.pos LIMIT 1`
 	copyStatement   = `INSERT INTO send (company, queue, pos, lane, caller, bot, recipient, kind, labels, state, on_unknown, accepted_at, expire_at,
-		replay_queue, replay_pos, hash, hash_version, body)
+		replay_queue, replay_pos, hash, hash_version, body, traceparent)
 	SELECT n.company, $8, $9 + n.n, $10, $11, n.bot, n.recipient, n.kind, n.labels, 'pending', n.on_unknown, $12, $13,
-		n.queue, n.pos, n.hash, n.hash_version, n.body
+		n.queue, n.pos, n.hash, n.hash_version, n.body, $14
 	FROM (SELECT s.*, row_number() OVER (ORDER BY s.pos) - 1 AS n` + chosen + `) n
 	RETURNING pos`
 )
@@ -227,7 +230,7 @@ func (t *tx) lockReplay(r *replaying) error {
 func (t *tx) copyChosen(r *replaying, end int64) (int64, error) {
 	items := int64(0)
 	t.read(copyStatement, func(scanFunc) error { items++; return nil },
-		append(r.args(end), r.id.Queue, r.next, r.lane, r.caller, r.now, orNull(r.filter.ExpireAt))...)
+		append(r.args(end), r.id.Queue, r.next, r.lane, r.caller, r.now, orNull(r.filter.ExpireAt), orNull(r.filter.Traceparent))...)
 	err := t.flush()
 	if sqlState(err) == "23505" {
 		return 0, errChanged // an expired send was just started again under its request id
