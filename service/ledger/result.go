@@ -2,13 +2,15 @@ package ledger
 
 import "context"
 
-// The sub-select reads one index. What is joined to it is joined by its columns alone: with parameters in their place
-// the planner, whose cached plan may be from when the tables were empty, would take all sends of the queue for few.
-const resultsQuery = `SELECT ` + recordColumns + `
-	FROM (SELECT y.company, y.queue, y.pos FROM send y WHERE y.company = $1 AND y.queue = $2 AND y.result_no > $3 AND y.result_no IS NOT NULL
+// The queue is found first, once. The sub-select reads one index, and what is joined to it is joined by its columns alone: with
+// parameters in their place the planner, whose cached plan may be from when the tables were empty, would take all sends of the
+// queue for few.
+const resultsQuery = `SELECT ` + recordColumns + `, q.dropped_result
+	FROM (SELECT CAST($1 AS BIGINT) AS company, CAST($2 AS BIGINT) AS id) f {queue of f}
+	CROSS JOIN (SELECT y.company, y.queue, y.pos FROM send y WHERE y.company = $1 AND y.queue = $2 AND y.result_no > $3 AND y.result_no IS NOT NULL
 		ORDER BY y.result_no LIMIT $4) n
-	CROSS JOIN send s CROSS JOIN queue q
-	WHERE s.company = n.company AND s.queue = n.queue AND s.pos = n.pos AND q.company = n.company AND q.id = n.queue
+	CROSS JOIN send s
+	WHERE s.company = n.company AND s.queue = n.queue AND s.pos = n.pos AND q.batch = 1
 	ORDER BY s.result_no`
 
 // Results reads a batch's results in the order in which they were committed: those whose ResultNo is higher than after, up to
@@ -17,21 +19,20 @@ const resultsQuery = `SELECT ` + recordColumns + `
 // after this number were deleted.
 func (l *Ledger) Results(ctx context.Context, id QueueID, after int64, limit int) ([]Send, error) {
 	var out []Send
+	dropped, found := int64(0), false
 	err := l.query(ctx, resultsQuery, func(scan scanFunc) error {
 		var r record
-		err := r.scan(scan)
-		out = append(out, r.Send)
+		err := r.scan(scan, &dropped)
+		found, out = true, append(out, r.Send)
 		return err
 	}, id.Company, id.Queue, after, limit)
-	if err != nil {
-		return nil, err
+	if err == nil && !found {
+		// Read after the results: what is kept now was kept then.
+		err = l.query(ctx, `SELECT dropped_result FROM queue WHERE company{newest} = $1 AND id{newest} = $2 AND batch = 1 ORDER BY start_tag DESC LIMIT 1`, func(scan scanFunc) error {
+			found = true
+			return scan(&dropped)
+		}, id.Company, id.Queue)
 	}
-	// Read after the results: what is kept now was kept then.
-	dropped, found := int64(0), false
-	err = l.query(ctx, `SELECT dropped_result FROM queue WHERE company = $1 AND id = $2 AND batch = 1`, func(scan scanFunc) error {
-		found = true
-		return scan(&dropped)
-	}, id.Company, id.Queue)
 	switch {
 	case err != nil:
 		return nil, err
