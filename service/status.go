@@ -288,6 +288,7 @@ var ledgerErrors = []struct {
 	{ledger.ErrStreamReplaced, facadev1.ErrorReason_STREAM_REPLACED, "a newer stream uploads this batch"},
 	{ledger.ErrNotFound, facadev1.ErrorReason_RESOURCE_NOT_FOUND, "no such send or batch"},
 	{ledger.ErrBadID, facadev1.ErrorReason_RESOURCE_NOT_FOUND, "no such id; copy it whole, as it was answered"},
+	{ledger.ErrHeld, facadev1.ErrorReason_LEDGER_HELD, "the ledger is held, and what it calls unsent may have been sent; an operator must release it: jelou-facade ledger release"},
 	{ledger.ErrUnavailable, facadev1.ErrorReason_LEDGER_UNAVAILABLE, "the ledger's database cannot be reached; nothing was sent"},
 }
 

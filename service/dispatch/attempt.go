@@ -210,7 +210,7 @@ func (d *Dispatcher) updatePace(ctx context.Context, c *company, update func(b *
 }
 
 // settle tells the ledger. Only this process knows what became of the request, so it does not give up while the
-// database is away: the lease makes the send unknown meanwhile, and this settles it late.
+// database is away, nor while its answers are lost: told twice, the ledger knows. The lease makes the send unknown meanwhile, and this settles it late.
 func (d *Dispatcher) settle(work context.Context, c *company, s ledger.Settlement, over time.Time, t jelou.Timing) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(work), settleFor)
 	defer cancel()
@@ -229,7 +229,7 @@ func (d *Dispatcher) settle(work context.Context, c *company, s ledger.Settlemen
 		case errors.Is(err, ledger.ErrClaimLost):
 			log.Warn("a send was settled otherwise before its answer came", slog.String("answer", string(s.State)))
 			return
-		case !errors.Is(err, ledger.ErrUnavailable) || ctx.Err() != nil || d.stopping.Load() && time.Since(over) > leaseGrace:
+		case !errors.Is(err, ledger.ErrUnavailable) && !errors.Is(err, ledger.ErrUncertain) || ctx.Err() != nil || d.stopping.Load() && time.Since(over) > leaseGrace:
 			log.Error("settle", slog.Any("error", err))
 			return
 		case first:

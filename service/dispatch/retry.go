@@ -56,8 +56,8 @@ func (d *Dispatcher) settlement(c *company, send ledger.Send, result *jelou.Resu
 			s.State, s.AfterLease = ledger.Pending, true
 		}
 	}
-	if unknown := facadev1.ErrorReason_OUTCOME_UNKNOWN.String(); send.Reason == unknown && (s.State == ledger.Pending || e.Outcome == jelou.Unreachable) {
-		// An earlier attempt may have been sent. What became of this one does not change that.
+	if unknown := facadev1.ErrorReason_OUTCOME_UNKNOWN.String(); send.Reason == unknown {
+		// An earlier attempt may have been sent. That this one was not, whatever the reason, does not change that.
 		s.Reason = unknown
 		if s.State == ledger.Failed {
 			s.State, s.Result = ledger.Unknown, nil

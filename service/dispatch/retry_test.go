@@ -49,6 +49,9 @@ func TestSettlement(t *testing.T) {
 		// What may have been sent by an earlier attempt does not become surely unsent by a later one.
 		{name: "lost, then never left", send: ledger.Send{Attempt: 2, OnUnknown: ledger.Retry, Reason: unknown}, err: unreachable, state: ledger.Pending, reason: unknown, backoff: true},
 		{name: "lost, then never left, last", send: ledger.Send{Attempt: maxAttempts, OnUnknown: ledger.Retry, Reason: unknown}, err: unreachable, state: ledger.Unknown, reason: unknown},
+		{name: "lost, then refused", send: ledger.Send{Attempt: 2, OnUnknown: ledger.Retry, Reason: unknown}, err: refused, state: ledger.Unknown, reason: unknown},
+		{name: "lost, then credential, single", send: ledger.Send{Attempt: 2, OnUnknown: ledger.Retry, Reason: unknown}, err: unauthorized, state: ledger.Unknown, reason: unknown},
+		{name: "lost, then credential, batch", send: ledger.Send{Attempt: 2, Batch: true, OnUnknown: ledger.Retry, Reason: unknown}, err: unauthorized, state: ledger.Pending, reason: unknown, uncounted: true},
 		{name: "lost, then 429", send: ledger.Send{Attempt: 2, OnUnknown: ledger.Retry, Reason: unknown}, err: throttled, state: ledger.Pending, reason: unknown, uncounted: true},
 		{name: "lost, then sent", send: ledger.Send{Attempt: 2, OnUnknown: ledger.Retry, Reason: unknown}, state: ledger.Sent},
 	} {

@@ -731,13 +731,14 @@ func (l *Ledger) findAdded(ctx context.Context, a *adding, lost error) error {
 	return nil
 }
 
-// patiently repeats fn while the database is away, for a while.
+// patiently repeats fn, which may be run twice, while the database or its answers are away, for a while.
 func (l *Ledger) patiently(ctx context.Context, fn func() error) error {
 	ctx, cancel := context.WithTimeout(ctx, lostCommitPatience)
 	defer cancel()
 	for {
 		err := fn()
-		if err == nil || !errors.Is(err, ErrUnavailable) {
+		var lost *commitLostError
+		if err == nil || !errors.Is(err, ErrUnavailable) && !errors.As(err, &lost) {
 			return err
 		}
 		if pause(ctx, 50*time.Millisecond); ctx.Err() != nil {

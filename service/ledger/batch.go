@@ -97,6 +97,7 @@ type batchRow struct {
 	raw       string // open, paused, cancelled or closed, as stored
 	itemCount int64  // notSealed, beingFilled or the number of items
 	now       int64
+	halted    bool // seen under the company's lock
 }
 
 // Values of batchRow.itemCount that are not counts.
@@ -248,9 +249,9 @@ func (t *tx) createBatch(id QueueID, n *NewBatch, f *filling) (batchRow, error) 
 func (l *Ledger) changeBatch(ctx context.Context, id QueueID, claims bool, change func(t *tx, b *batchRow) error) (batchRow, error) {
 	var b batchRow
 	err := l.transactAgain(ctx, func(t *tx) error {
-		found := false
+		found, g := false, newGround(t)
 		if claims {
-			newGround(t).lockCompanies(lockCompanies, []int64{id.Company})
+			g.lockCompanies(lockCompanies, []int64{id.Company})
 		}
 		t.read(`SELECT id FROM queue WHERE company = $1 AND id = $2 {all}`, func(scanFunc) error { return nil }, id.Company, id.Queue)
 		t.readBatch(id, &b, &found)
@@ -260,6 +261,7 @@ func (l *Ledger) changeBatch(ctx context.Context, id QueueID, claims bool, chang
 		if !found {
 			return ErrNotFound
 		}
+		b.halted = claims && g.companies[id.Company].halted()
 		if err := change(t, &b); err != nil {
 			return err
 		}
@@ -356,7 +358,8 @@ func (l *Ledger) ResumeBatch(ctx context.Context, id QueueID) (Batch, error) {
 // CancelBatch ends a batch: after it nothing of it is claimed and nothing added. What waits reads and counts as
 // cancelled at once; one row is written, whatever the number of items. A crash after the commit leaves rows that say
 // that they wait in a queue that says that it is cancelled: that is how they are read, and a sweep gives them their
-// results chunk by chunk. Cancelling again does nothing; a completed batch is ErrBatchEnded.
+// results chunk by chunk. Cancelling again does nothing; a completed batch is ErrBatchEnded. ErrHeld: what waits in it may have
+// left before the ledger went back in time.
 func (l *Ledger) CancelBatch(ctx context.Context, id QueueID) (Batch, error) {
 	row, err := l.changeBatch(ctx, id, true, func(t *tx, b *batchRow) error {
 		switch b.raw {
@@ -364,6 +367,9 @@ func (l *Ledger) CancelBatch(ctx context.Context, id QueueID) (Batch, error) {
 			return ErrBatchEnded
 		case "cancelled":
 			return nil
+		}
+		if b.halted {
+			return ErrHeld
 		}
 		itemCount := b.NextPos - 1
 		ended := int64(0)

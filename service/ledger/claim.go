@@ -229,7 +229,7 @@ func (c *claiming) run(companies []int64, decide func(View) Choice) error {
 // claimable reports whether the company is locked here and may be claimed from.
 func (c *claiming) claimable(company int64) bool {
 	row := c.companies[company]
-	return row != nil && !row.held && !c.t.l.rewound(company, row.claimNo)
+	return row != nil && !row.halted()
 }
 
 // look locks the companies, finds each lane's first send and says which lanes have anything.
@@ -506,7 +506,7 @@ func (c *claiming) answer(company int64, decide func(View) Choice) (*pick, error
 	if row == nil {
 		return nil, nil
 	}
-	if out.Held, out.Rewound = row.held, c.t.l.rewound(company, row.claimNo); out.Held || out.Rewound {
+	if out.Held, out.Rewound = row.held, row.rewound; row.halted() {
 		return nil, nil
 	}
 	view := View{Company: company, Now: c.now, ClaimNo: row.claimNo + 1, Pace: row.pace}

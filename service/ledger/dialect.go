@@ -35,8 +35,10 @@ type dialect struct {
 	begin     string
 	words     *strings.Replacer
 	positions string // gives the first of $1 positions, or each of them
-	list      func([]int64) any
-	stripes   uint32 // of tally
+
+	liftPositions string // above all that can have been given
+	list          func([]int64) any
+	stripes       uint32 // of tally
 
 	unnumbered bool // ? is better than $1
 	texts      sync.Map
@@ -84,6 +86,8 @@ func newSQLiteDialect() *dialect {
 			"{each}", "json_each", "{value}", "", "{find}", "instr", "{timeline}", homeTimeline, "{amiss}", " INDEXED BY send_amiss",
 		),
 		positions: "UPDATE counter SET next = next + $1 WHERE name = 'send_pos' RETURNING next - $1",
+
+		liftPositions: "UPDATE counter SET next = " + lifted("next") + " WHERE name = 'send_pos' RETURNING next",
 		list: func(ids []int64) any {
 			text, _ := json.Marshal(ids)
 			return string(text)
@@ -130,7 +134,10 @@ func newPostgresDialect(timeline string) *dialect {
 			"{each}", "jsonb_array_elements_text", "{value}", " AS each(value)", "{find}", "strpos", "{timeline}", timeline, "{amiss}", "",
 		),
 		positions: "SELECT nextval('send_pos') FROM generate_series(1, $1::bigint)",
-		list:      func(ids []int64) any { return ids },
-		stripes:   16,
+
+		liftPositions: "SELECT setval('send_pos', " + lifted("nextval('send_pos')") + ")",
+
+		list:    func(ids []int64) any { return ids },
+		stripes: 16,
 	}
 }

@@ -31,6 +31,8 @@ var (
 	ErrReplayed = errors.New("the send was replayed before")
 	// ErrClaimLost: the settlement names a claim that is not the send's latest, or was overruled by a person.
 	ErrClaimLost = errors.New("the claim is no longer the send's")
+	// ErrHeld: what waits may have been sent, so it is left as it is until a person releases the ledger.
+	ErrHeld = errors.New("the ledger is held until a person releases it")
 	// ErrNewerSchema: the database was migrated by a newer version of this program.
 	ErrNewerSchema = errors.New("the database is newer than this program")
 	// ErrLocked: another process has the SQLite file open.
@@ -115,6 +117,7 @@ func (l *Ledger) classify(ctx context.Context, err error) error {
 var ownErrors = []error{
 	ErrUnavailable, ErrUncertain, ErrNotFound, ErrRequestIDReused, ErrSequenceMismatch, ErrSealed, ErrStreamReplaced,
 	ErrReplayed, ErrClaimLost, ErrNewerSchema, ErrLocked, ErrClosed, ErrBatchEnded, ErrCursorExpired, ErrNothingToReplay,
+	ErrHeld,
 }
 
 func isOwn(err error) bool {

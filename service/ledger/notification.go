@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// Notifications of Jelou's that one transaction deletes.
+// Notifications of Jelou's that one pass of retention forgets.
 const notificationChunk = 500
 
 // keepNotifications notes, in the transaction that calls the send Sent, whose the notifications are that it made.
@@ -36,23 +36,15 @@ func textList(texts []string) string {
 	return string(list)
 }
 
-// retainNotifications forgets whose notifications are that are as old as deleted sends. A crash between two chunks leaves the
-// rest to the next call.
-func (l *Ledger) retainNotifications(ctx context.Context, keep time.Duration) error {
-	for {
-		deleted := 0
-		err := l.transactAgain(ctx, func(t *tx) error {
-			deleted = 0
-			t.read(`DELETE FROM notification WHERE (company, bot, id) IN (SELECT company, bot, id FROM notification WHERE sent_at <= (SELECT {now}) - $1 LIMIT $2) RETURNING 1`,
-				func(scan scanFunc) error {
-					deleted++
-					var one int
-					return scan(&one)
-				}, micros(keep), notificationChunk)
-			return t.flush()
-		})
-		if err != nil || deleted < notificationChunk {
-			return err
-		}
-	}
+// retainNotifications forgets whose notifications are that are as old as deleted sends, a chunk of them, and says whether there may
+// be more.
+func (l *Ledger) retainNotifications(ctx context.Context, keep time.Duration) (more bool, err error) {
+	deleted := 0
+	err = l.transactAgain(ctx, func(t *tx) error {
+		deleted = 0
+		t.read(`DELETE FROM notification WHERE (company, bot, id) IN (SELECT company, bot, id FROM notification WHERE sent_at <= (SELECT {now}) - $1 LIMIT $2) RETURNING 1`,
+			func(scanFunc) error { deleted++; return nil }, micros(keep), notificationChunk)
+		return t.flush()
+	})
+	return deleted == notificationChunk, err
 }

@@ -236,11 +236,11 @@ func TestOwnNotifications(t *testing.T) {
 				t.Errorf("%+v: %v", test, own)
 			}
 		}
-		if err := l.retainNotifications(t.Context(), time.Hour); err != nil {
+		if _, err := l.retainNotifications(t.Context(), time.Hour); err != nil {
 			t.Fatal(err)
 		}
 		mustExec(t, l, `UPDATE notification SET sent_at = 1 WHERE id = 'n-1'`)
-		if err := l.retainNotifications(t.Context(), time.Hour); err != nil {
+		if _, err := l.retainNotifications(t.Context(), time.Hour); err != nil {
 			t.Fatal(err)
 		}
 		own, err := l.OwnNotifications(t.Context(), company, "demo", "shop", []string{"n-1", "n-2"})

@@ -99,7 +99,7 @@ func (t *tx) beginReplay(id QueueID, r *NewReplay) (batchRow, replayed, error) {
 	if err != nil || b.itemCount != beingFilled {
 		return b, replayed{complete: true}, err
 	}
-	c, err := t.replayChunk(b.ID)
+	c, err := t.replayChunk(b.ID, 0)
 	if err == nil && c.complete && c.total == 0 {
 		err = ErrNothingToReplay
 	}
@@ -117,10 +117,27 @@ type replayed struct {
 
 // continueReplay copies the next chunk.
 func (l *Ledger) continueReplay(ctx context.Context, id QueueID) (replayed, error) {
+	return l.copyReplay(ctx, id, 0)
+}
+
+// finishReplay copies, in a held ledger, what is left as if it had been accepted at that time.
+func (l *Ledger) finishReplay(ctx context.Context, id QueueID, acceptedAt int64) error {
+	for {
+		c, err := l.copyReplay(ctx, id, acceptedAt)
+		if err != nil || c.complete {
+			return err
+		}
+		if pause(ctx, c.wait); ctx.Err() != nil {
+			return ctx.Err()
+		}
+	}
+}
+
+func (l *Ledger) copyReplay(ctx context.Context, id QueueID, acceptedAt int64) (replayed, error) {
 	var c replayed
 	err := l.transactAgain(ctx, func(t *tx) error {
 		var err error
-		c, err = t.replayChunk(id)
+		c, err = t.replayChunk(id, acceptedAt)
 		return err
 	})
 	if err == nil && c.items > 0 {
@@ -137,6 +154,7 @@ type replaying struct {
 	done       int64 // up to which position of the source
 	filter     replayFilter
 	now        int64
+	held       bool
 	next       int64 // position of the next item
 }
 
@@ -158,11 +176,15 @@ const (
 )
 
 // replayChunk copies the next sends, in a transaction with the note of how far it came. It holds both batches, so that the
-// source's sends cannot change between look and copy, and two who replay the same source take turns.
-func (t *tx) replayChunk(id QueueID) (replayed, error) {
+// source's sends cannot change between look and copy, and two who replay the same source take turns. A time of acceptance is
+// given by who releases a held ledger; everybody else gets ErrHeld there: what it would copy was maybe copied, and sent, before.
+func (t *tx) replayChunk(id QueueID, acceptedAt int64) (replayed, error) {
 	r := replaying{id: id}
 	if err := t.lockReplay(&r); err != nil || r.source.Queue == 0 {
 		return replayed{complete: true}, err
+	}
+	if r.held && acceptedAt == 0 {
+		return replayed{}, ErrHeld
 	}
 	end, wait := int64(math.MaxInt64), time.Duration(0)
 	t.read(replayEndQuery,
@@ -180,6 +202,9 @@ func (t *tx) replayChunk(id QueueID) (replayed, error) {
 	}, append(r.args(end), r.now)...)
 	if err := t.flush(); err != nil {
 		return replayed{}, err
+	}
+	if acceptedAt != 0 {
+		r.now = acceptedAt
 	}
 	items, err := t.copyChosen(&r, end)
 	if err != nil {
@@ -215,6 +240,13 @@ func (t *tx) lockReplay(r *replaying) error {
 		t.read(`SELECT id FROM queue WHERE company = $1 AND id = $2 {lock}`, func(scanFunc) error { return nil }, q.Company, q.Queue)
 	}
 	var filter string
+	seen := t.l.seenClaim(r.id.Company) // before it is asked: a claim in between makes both higher
+	t.read(`SELECT c.claim_no, (SELECT `+homeHeld+` FROM home) FROM {companies}`, func(scan scanFunc) error {
+		var number int64
+		err := scan(&number, flag{&r.held})
+		r.held = r.held || number < seen
+		return err
+	}, t.l.dialect.list([]int64{r.id.Company}))
 	t.read(`SELECT lane, caller, source_pos, source_filter, {now}, COALESCE((SELECT s.pos FROM send s WHERE s.company = $1 AND s.queue = $2 ORDER BY s.pos DESC LIMIT 1), 0) + 1
 		FROM queue WHERE company = $1 AND id = $2 AND item_count = -1`, func(scan scanFunc) error {
 		r.source = QueueID{r.id.Company, source}
@@ -275,7 +307,9 @@ func (l *Ledger) completeReplays(ctx context.Context) error {
 	for _, id := range ids {
 		var c replayed
 		for !c.complete && c.wait == 0 {
-			if c, err = l.continueReplay(ctx, id); err != nil {
+			if c, err = l.continueReplay(ctx, id); errors.Is(err, ErrHeld) {
+				return nil
+			} else if err != nil {
 				return err
 			}
 		}

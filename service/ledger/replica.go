@@ -51,7 +51,7 @@ var sweeps = []struct {
 	{"expired", `SELECT company, queue, pos FROM send WHERE expire_at IS NOT NULL AND state IN ('scheduled', 'pending') AND expire_at <= (SELECT {now}) ORDER BY expire_at LIMIT $1`,
 		func(g *ground, r *record) (bool, error) {
 			if r.waits() && r.ExpireAt <= g.now {
-				g.expire(r)
+				return g.timeOut(r)
 			}
 			return true, nil
 		}},
@@ -59,7 +59,7 @@ var sweeps = []struct {
 			WHERE r.alive_until <= {now} AND s.owner = r.id AND s.owner IS NOT NULL AND s.state IN ('scheduled', 'pending') LIMIT $1`,
 		func(g *ground, r *record) (bool, error) {
 			if r.waits() {
-				g.expire(r)
+				return g.timeOut(r)
 			}
 			return true, nil
 		}},
@@ -144,12 +144,18 @@ func (l *Ledger) sweep(ctx context.Context) (time.Duration, error) {
 			}
 		}
 	}
-	if err := errors.Join(l.forgetReplicas(ctx), l.forgetGaps(ctx)); err != nil {
+	gaps, err := l.forgetGaps(ctx)
+	if err := errors.Join(l.forgetReplicas(ctx), err); err != nil {
 		return sweepEvery, err
 	}
-	return l.nextDue(ctx)
+	next, err := l.nextDue(ctx)
+	if gaps == gapChunk {
+		next = min(next, gapRest)
+	}
+	return next, err
 }
 
+// sweepOnce changes what the query finds, and says how much of it; what is held stays.
 func (l *Ledger) sweepOnce(ctx context.Context, query string, apply func(*ground, *record) (bool, error)) (int, error) {
 	var work []*change
 	err := l.query(ctx, query, func(scan scanFunc) error {
@@ -162,7 +168,8 @@ func (l *Ledger) sweepOnce(ctx context.Context, query string, apply func(*ground
 	if err != nil || len(work) == 0 {
 		return 0, err
 	}
-	return len(work), l.changes.do(ctx, work)
+	err = l.changes.do(ctx, work)
+	return len(slices.DeleteFunc(work, func(c *change) bool { return errors.Is(c.err, ErrHeld) })), err
 }
 
 // forgetReplicas deletes the rows of replicas that are gone and own nothing that waits.
@@ -188,17 +195,27 @@ func (l *Ledger) forgetReplicas(ctx context.Context) error {
 	})
 }
 
-// forgetGaps deletes the gaps that are over.
-func (l *Ledger) forgetGaps(ctx context.Context) error {
+const (
+	// Gaps that one pass forgets, and the rest before the next one where there are more.
+	gapChunk = 500
+	gapRest  = 50 * time.Millisecond
+)
+
+// forgetGaps deletes some of the gaps that are over, and says how many.
+func (l *Ledger) forgetGaps(ctx context.Context) (forgotten int, err error) {
 	over := false
-	err := l.query(ctx, `SELECT until FROM gap WHERE until <= (SELECT {now}) ORDER BY until LIMIT 1`, func(scanFunc) error { over = true; return nil })
+	err = l.query(ctx, `SELECT until FROM gap WHERE until <= (SELECT {now}) ORDER BY until LIMIT 1`, func(scanFunc) error { over = true; return nil })
 	if err != nil || !over {
-		return err
+		return 0, err
 	}
-	return l.transact(ctx, func(t *tx) error {
-		t.write(`DELETE FROM gap WHERE until <= (SELECT {now})`)
-		return nil
+	err = l.transact(ctx, func(t *tx) error {
+		forgotten = 0
+		t.read(`DELETE FROM gap WHERE until <= (SELECT {now}) AND (company, bot, recipient) IN (
+			SELECT company, bot, recipient FROM gap WHERE until <= (SELECT {now}) ORDER BY until LIMIT $1) RETURNING 1`,
+			func(scanFunc) error { forgotten++; return nil }, gapChunk)
+		return t.flush()
 	})
+	return forgotten, err
 }
 
 // nextDue is how long until the next scheduled send or backoff is due, or the next sweep.

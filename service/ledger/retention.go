@@ -34,8 +34,8 @@ type retained struct {
 	id        ID
 }
 
-// Retain deletes final single sends, and ended batches as a whole, that are older than their retention: a batch with an
-// unknown item is kept as long as that. One call looks at and deletes about limit rows. Calls go round: more reports
+// Retain deletes final single sends, and ended batches as a whole, that are older than their retention: a batch is as old as what
+// was last settled in it, and one with an unknown item is kept as long as that. One call looks at and deletes about limit rows. Calls go round: more reports
 // that the round is not over, the next call goes on with it. Any replica may call it.
 func (l *Ledger) Retain(ctx context.Context, keep Retention, limit int) (deleted int, more bool, err error) {
 	final, unknown := keep.spans()
@@ -45,11 +45,12 @@ func (l *Ledger) Retain(ctx context.Context, keep Retention, limit int) (deleted
 	if err != nil {
 		return deleted, false, err
 	}
-	if err := l.retainNotifications(ctx, final); err != nil {
+	moreNotifications, err := l.retainNotifications(ctx, final)
+	if err != nil {
 		return deleted, false, err
 	}
 	fromBatches, moreBatches, err := l.retainBatches(ctx, final, unknown, limit)
-	return deleted + fromBatches, looked == limit || moreBatches, err
+	return deleted + fromBatches, looked == limit || moreNotifications || moreBatches, err
 }
 
 const settledQuery = `SELECT s.company, s.queue, s.pos, s.settled_at, q.batch, CASE WHEN s.state = 'unknown' AND s.settled_at > {now} - $5 THEN 1 ELSE 0 END
@@ -138,7 +139,8 @@ func (t *tx) uncount(id QueueID, gone *counted) error {
 
 // retainBatches deletes the results of the batches that ended first, in their order.
 func (l *Ledger) retainBatches(ctx context.Context, final, unknown time.Duration, limit int) (deleted int, more bool, err error) {
-	ids, err := l.queueIDs(ctx, `SELECT company, id FROM queue WHERE ended_at IS NOT NULL AND ended_at <= (SELECT {now}) - $1 AND (unknown = 0 OR ended_at <= (SELECT {now}) - $2)
+	ids, err := l.queueIDs(ctx, `SELECT company, id FROM queue WHERE ended_at IS NOT NULL AND ended_at <= (SELECT {now}) - $1
+			AND COALESCE(settled_at, 0) <= (SELECT {now}) - $1 AND (unknown = 0 OR ended_at <= (SELECT {now}) - $2)
 		ORDER BY ended_at LIMIT $3`, micros(final), micros(unknown), tidyQueues)
 	if err != nil {
 		return 0, false, err

@@ -11,7 +11,7 @@ import (
 func age(t check, l *Ledger, d time.Duration) {
 	t.Helper()
 	mustExec(t, l, `UPDATE send SET settled_at = settled_at - $1`, micros(d))
-	mustExec(t, l, `UPDATE queue SET ended_at = ended_at - $1`, micros(d))
+	mustExec(t, l, `UPDATE queue SET ended_at = ended_at - $1, settled_at = settled_at - $1`, micros(d))
 }
 
 // retainAll goes round once.

@@ -15,8 +15,10 @@ import (
 
 // A ledger goes back in time when a backup is put in its place, or when its database fails over to a copy that lacks the
 // last commits. What it then calls pending may have been sent. Two things tell: a claim number that is lower than one
-// seen before, and a database that is another one than before. Either way the ledger is held: nothing is claimed until
-// a person decides what to do about the sends in question.
+// seen before, and a database that is another one than before. Either way the ledger is held: until a person decides what to
+// do about the sends in question nothing is claimed, and nothing that waits is said not to have been sent. Cancelled or
+// expired, it would be sent a second time by whoever asks again. A batch that the ledger finds cancelled is: then as
+// now nothing of it could be claimed.
 
 // Halt says whether and why nothing is claimed.
 type Halt struct {
@@ -162,6 +164,7 @@ func (l *Ledger) moveIn(ctx context.Context) error {
 	if err == nil && held {
 		l.log.Error("the ledger's database is not the one it was, and what it calls pending may have been sent: nothing is sent until `jelou-facade ledger release`",
 			"was", was.place, "was_timeline", was.timeline, "is", is.place, "is_timeline", is.timeline)
+		err = l.lift(ctx)
 	}
 	return err
 }
@@ -172,16 +175,16 @@ func (t *tx) hold(rewound bool) {
 		rewound = CASE WHEN $1 = 1 THEN 1 ELSE rewound END`, oneIf(rewound))
 }
 
-// watchHome remembers the claim numbers that a claim found or gave, and acts on a database that has moved and on a
+// watchHome remembers the claim numbers that a transaction found or gave, and acts on a database that has moved and on a
 // company that has gone back in time: the other replicas may know nothing of it.
 func (l *Ledger) watchHome(ctx context.Context, companies map[int64]*companyRow, claims []Claim) {
 	moved, rewound := false, false
 	for id, c := range companies {
 		moved = moved || c.moved
+		rewound = rewound || c.rewound && !c.held
 		l.seeClaim(ctx, id, c.claimNo)
 	}
 	for _, c := range claims {
-		rewound = rewound || c.Rewound && !c.Held
 		if c.Send != nil {
 			l.seeClaim(ctx, c.Company, c.Send.Claim)
 		}
@@ -199,10 +202,11 @@ func (l *Ledger) holdRewound(ctx context.Context) error {
 		t.hold(true)
 		return nil
 	})
-	if err == nil {
-		l.log.Error("the ledger has lost claims that were made, and what it calls pending may have been sent: nothing is sent until `jelou-facade ledger release`")
+	if err != nil {
+		return err
 	}
-	return err
+	l.log.Error("the ledger has lost claims that were made, and what it calls pending may have been sent: nothing is sent until `jelou-facade ledger release`")
+	return l.lift(ctx)
 }
 
 // seeClaim remembers the highest claim number of a company.
@@ -225,9 +229,15 @@ func (l *Ledger) seeClaim(ctx context.Context, company, number int64) {
 
 // rewound reports whether a company's claim number is lower than one seen before: then the ledger lost what
 // happened between, and what it calls pending may have been sent.
-func (l *Ledger) rewound(company, number int64) bool {
+func (l *Ledger) rewound(company, number int64) bool { return number < l.seenClaim(company) }
+
+// seenClaim is the highest claim number of a company that this replica has seen.
+func (l *Ledger) seenClaim(company int64) int64 {
 	v, ok := l.claimNos.Load(company)
-	return ok && number < v.(*atomic.Int64).Load()
+	if !ok {
+		return 0
+	}
+	return v.(*atomic.Int64).Load()
 }
 
 // lookBack does what claims do on their way, for a ledger that nobody claims from at the moment: whoever asks whether this
@@ -245,7 +255,8 @@ func (l *Ledger) lookBack(ctx context.Context) error {
 	return errors.Join(err, l.checkRewound(ctx))
 }
 
-// checkRewound holds the ledger where a company's claim number is lower than one seen before.
+// checkRewound holds the ledger where a company's claim number is lower than one seen before, and remembers the others: another
+// replica may have given them.
 func (l *Ledger) checkRewound(ctx context.Context) error {
 	// Those that were seen before it is asked: a claim in between makes both higher.
 	seen := map[int64]int64{}
@@ -257,6 +268,7 @@ func (l *Ledger) checkRewound(ctx context.Context) error {
 		var id, number int64
 		err := scan(&id, &number)
 		rewound = rewound || number < seen[id]
+		l.seeClaim(ctx, id, number)
 		return err
 	})
 	if err != nil || !rewound {
@@ -276,6 +288,9 @@ func (l *Ledger) Release(ctx context.Context, unsent State) error {
 	if err != nil || !h.Held {
 		return err
 	}
+	if err := l.lift(ctx); err != nil {
+		return err
+	}
 	if unsent == Unknown {
 		if err := l.giveUp(ctx, h.Since); err != nil {
 			return err
@@ -284,7 +299,7 @@ func (l *Ledger) Release(ctx context.Context, unsent State) error {
 	// Claim numbers go on above all that may have been given: for every replica the ledger is in front again, and no
 	// settlement of a lost claim fits one of the new ones.
 	err = l.transactAgain(ctx, func(t *tx) error {
-		t.write(`UPDATE company SET claim_no = (claim_no / 4294967296 + 1) * 4294967296 WHERE (SELECT held FROM home) = 1`)
+		t.write(`UPDATE company SET claim_no = ` + lifted("claim_no") + ` WHERE (SELECT held FROM home) = 1`)
 		t.write(`UPDATE home SET held = 0, held_at = NULL, rewound = 0`)
 		return nil
 	})
@@ -297,22 +312,71 @@ func (l *Ledger) Release(ctx context.Context, unsent State) error {
 	return err
 }
 
-// giveUp makes everything unknown that waits and that could have been claimed before a time.
-func (l *Ledger) giveUp(ctx context.Context, before int64) error {
+// lifted is a number above all that can have been given out since a backup.
+func lifted(number string) string { return "(" + number + " / 4294967296 + 1) * 4294967296" }
+
+// lift has the numbers that callers keep go on above all that may have been given out: the id of a lost send must not become
+// that of another message, and a cursor from before must not be ahead of results that are yet to come. Lifted again, as after a
+// crash, they have another hole and nothing else.
+func (l *Ledger) lift(ctx context.Context) error {
+	err := l.transactAgain(ctx, func(t *tx) error {
+		// Two who lift a sequence at once could set it back.
+		t.read(`SELECT one FROM home {lock}`, func(scanFunc) error { return nil })
+		t.read(l.dialect.liftPositions, func(scanFunc) error { return nil })
+		return t.flush()
+	})
+	if err != nil {
+		return err
+	}
+	return l.eachQueues(ctx, `ended_at IS NULL`, func(ids []QueueID) error {
+		return l.transactAgain(ctx, func(t *tx) error {
+			newGround(t).lockQueues(ids)
+			for _, id := range ids {
+				t.write(`UPDATE queue SET next_result = `+lifted("next_result")+` WHERE company = $1 AND id = $2 AND ended_at IS NULL`, id.Company, id.Queue)
+			}
+			return t.flush()
+		})
+	})
+}
+
+// eachQueues goes through all queues of which something is so, a page at a time.
+func (l *Ledger) eachQueues(ctx context.Context, so string, do func([]QueueID) error) error {
 	var at QueueID
 	for {
-		ids, err := l.queueIDs(ctx, `SELECT company, id FROM queue WHERE (company, id) > ($1, $2) AND state IN ('open', 'paused') ORDER BY company, id LIMIT $3`,
+		ids, err := l.queueIDs(ctx, `SELECT company, id FROM queue WHERE (company, id) > ($1, $2) AND `+so+` ORDER BY company, id LIMIT $3`,
 			at.Company, at.Queue, tidyQueues)
 		if err != nil || len(ids) == 0 {
 			return err
 		}
+		if err := do(ids); err != nil {
+			return err
+		}
+		at = ids[len(ids)-1]
+	}
+}
+
+// giveUp makes everything unknown that waits and that could have been claimed before a time, and first what replays had not
+// copied yet: they had, in the time that is lost.
+func (l *Ledger) giveUp(ctx context.Context, before int64) error {
+	err := l.eachQueues(ctx, `item_count = -1`, func(ids []QueueID) error {
+		for _, id := range ids {
+			if err := l.finishReplay(ctx, id, before-1); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return l.eachQueues(ctx, `state IN ('open', 'paused')`, func(ids []QueueID) error {
 		for _, id := range ids {
 			if err := l.giveUpQueue(ctx, id, before); err != nil {
 				return err
 			}
-			at = id
 		}
-	}
+		return nil
+	})
 }
 
 func (l *Ledger) giveUpQueue(ctx context.Context, id QueueID, before int64) error {

@@ -93,20 +93,23 @@ func (l *Ledger) UpdatePace(ctx context.Context, company int64, update func(now 
 }
 
 // Expire ends a send whose time or caller is gone, if it has not left. False: it was claimed or settled before, and
-// the send says what it is.
+// the send says what it is. ErrHeld: it waits, but may have left before the ledger went back in time.
 func (l *Ledger) Expire(ctx context.Context, id ID) (Send, bool, error) {
 	return l.endWaiting(ctx, id, Expired)
 }
 
-// Cancel ends a send that has not left. False: it was claimed or settled before, and the send says what it is.
+// Cancel ends a send that has not left, as Expire does.
 func (l *Ledger) Cancel(ctx context.Context, id ID) (Send, bool, error) {
 	return l.endWaiting(ctx, id, Cancelled)
 }
 
 func (l *Ledger) endWaiting(ctx context.Context, id ID, to State) (Send, bool, error) {
 	c := &change{company: id.Company, id: id, apply: func(g *ground, r *record) (bool, error) {
-		if r.State != Scheduled && r.State != Pending {
+		switch {
+		case r.State != Scheduled && r.State != Pending:
 			return r.State == to, nil
+		case g.companies[r.ID.Company].halted():
+			return false, ErrHeld
 		}
 		g.end(r, to)
 		return r.State == to, nil
@@ -163,6 +166,7 @@ func (l *Ledger) commitChanges(ctx context.Context, work []*change) error {
 		return err
 	}
 	l.publish(g)
+	l.watchHome(ctx, g.companies, nil)
 	return nil
 }
 

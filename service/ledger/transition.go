@@ -44,9 +44,17 @@ type companyRow struct {
 	virtual [Bulk + 1]int64 // by lane
 	pace    []byte
 	repaced bool
-	held    bool
-	moved   bool // the database is on another timeline than it was
+	held    bool // the ledger, until a person releases it
+	moved   bool // held, because the database is on another timeline than it was
+	rewound bool // its claim number is lower than one seen before
 }
+
+// halted reports whether what waits may have been sent: until a person has decided nobody may claim it, and nobody may say
+// that it was not sent.
+func (c *companyRow) halted() bool { return c.held || c.rewound }
+
+// homeHeld tells from the table home whether the ledger is held: 2 where that is only because its timeline is another one.
+const homeHeld = `CASE WHEN timeline = {timeline} THEN held ELSE 2 END`
 
 // queueRow is a locked queue and what is to be added to it.
 type queueRow struct {
@@ -91,7 +99,7 @@ const (
 	lockCompaniesSkip = `WITH locked AS MATERIALIZED (
 		SELECT c.id, c.era, c.claim_no, c.urgent_virtual, c.normal_virtual, c.bulk_virtual, c.pace FROM {companies skip}` + lockedCompanies
 	lockedCompanies = `
-	) SELECT id, era, claim_no, urgent_virtual, normal_virtual, bulk_virtual, pace, (SELECT CASE WHEN timeline = {timeline} THEN held ELSE 2 END FROM home), {now} FROM locked`
+	) SELECT id, era, claim_no, urgent_virtual, normal_virtual, bulk_virtual, pace, (SELECT ` + homeHeld + ` FROM home), {now} FROM locked`
 )
 
 // lockCompanies queues the locks; the companies are there after the next flush.
@@ -103,7 +111,7 @@ func (g *ground) lockCompanies(query string, ids []int64) {
 		if err := scan(&id, &c.era, &c.claimNo, &c.virtual[Urgent], &c.virtual[Normal], &c.virtual[Bulk], &c.pace, &held, &g.now); err != nil {
 			return err
 		}
-		c.held, c.moved = held != 0, held == 2
+		c.held, c.moved, c.rewound = held != 0, held == 2, g.t.l.rewound(id, c.claimNo)
 		g.companies[id] = c
 		g.t.l.skew.Store(g.now - time.Now().UnixMicro())
 		return nil
@@ -195,7 +203,16 @@ func (g *ground) end(r *record, to State) {
 	g.finish(r, to, reason, nil)
 }
 
-// expire ends a send whose time or caller is gone. In a cancelled queue it has been read as cancelled, and stays that.
+// timeOut ends a send whose time or caller is gone, where nothing is held.
+func (g *ground) timeOut(r *record) (bool, error) {
+	if g.companies[r.ID.Company].halted() {
+		return false, ErrHeld
+	}
+	g.expire(r)
+	return true, nil
+}
+
+// expire is timeOut where it is known that nothing is held. In a cancelled queue it has been read as cancelled, and stays that.
 func (g *ground) expire(r *record) {
 	if r.State == Cancelled {
 		g.end(r, Cancelled)
@@ -211,7 +228,7 @@ func (g *ground) requeue(r *record, due int64) {
 	case q.state == "cancelled":
 		g.end(r, Cancelled)
 		return
-	case r.ExpireAt != 0 && r.ExpireAt <= max(due, g.now):
+	case r.ExpireAt != 0 && r.ExpireAt <= max(due, g.now) && !g.companies[r.ID.Company].halted():
 		g.end(r, Expired)
 		return
 	}
@@ -410,7 +427,7 @@ func (g *ground) writeQueue(id QueueID, q *queueRow) {
 	if len(q.results) == 0 && q.sending == 0 && q.leftScheduled == 0 && !q.ready {
 		return
 	}
-	state := q.state
+	state, settled := q.state, int64(0)
 	if q.batch && q.done == q.itemCount && q.endedAt == 0 {
 		// The last result of a sealed batch ends it.
 		q.endedAt = g.now
@@ -418,13 +435,16 @@ func (g *ground) writeQueue(id QueueID, q *queueRow) {
 			state = "closed"
 		}
 	}
+	if q.endedAt != 0 {
+		settled = g.now
+	}
 	g.t.write(`UPDATE queue SET next_result = $3, sending = sending + $4, left_scheduled = left_scheduled + $5,
 			sent = sent + $6, failed = failed + $7, unknown = unknown + $8, cancelled = cancelled + $9, expired = expired + $10,
-			state = $11, ended_at = $12
-		WHERE company{newest} = $1 AND id{newest} = $2 AND start_tag = $13`,
+			state = $11, ended_at = $12, settled_at = $13
+		WHERE company{newest} = $1 AND id{newest} = $2 AND start_tag = $14`,
 		id.Company, id.Queue, q.nextResult, q.sending, q.leftScheduled,
 		q.results[Sent], q.results[Failed], q.results[Unknown], q.results[Cancelled], q.results[Expired],
-		state, orNull(q.endedAt), q.start)
+		state, orNull(q.endedAt), orNull(settled), q.start)
 	if q.ready {
 		g.t.readyQueue(id, looseKey{id.Company, q.lane, q.caller}, q.headPos)
 	}
