@@ -2,12 +2,15 @@ package dispatch
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/http/httptest"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -31,6 +34,7 @@ type world struct {
 	logs     *logged
 	secret   string
 	baseURL  string
+	database string // its URL, where there are more replicas than one
 }
 
 // replica is one process: a ledger and a dispatcher.
@@ -55,6 +59,13 @@ func (l *logged) Handle(_ context.Context, r slog.Record) error {
 	r.Attrs(func(a slog.Attr) bool { line += " " + a.String(); return true })
 	l.lines = append(l.lines, line)
 	return nil
+}
+
+// has reports whether a line begins so.
+func (l *logged) has(begin string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.ContainsFunc(l.lines, func(line string) bool { return strings.HasPrefix(line, begin) })
 }
 
 func (l *logged) Enabled(context.Context, slog.Level) bool { return true }
@@ -87,7 +98,8 @@ func newWorld(t *testing.T, change func(*setup)) *world {
 	}
 	config := ledger.Config{Path: filepath.Join(t.TempDir(), "ledger.db")}
 	if s.replicas > 1 {
-		config = ledger.Config{URL: ledgertest.Postgres(t)}
+		w.database = ledgertest.Postgres(t)
+		config = ledger.Config{URL: w.database}
 	}
 	for i := range s.replicas {
 		config.Replica = fmt.Sprintf("replica-%d", i)
@@ -274,6 +286,46 @@ func TestHang(t *testing.T) {
 	w.wait(r, ledger.Sent, urgent...)
 	if took := time.Since(began); took > 5*time.Second { // the leases of the sends that hung go on for longer
 		t.Errorf("an urgent send waited for %v", took)
+	}
+}
+
+// TestLostSettles: the database goes away at every commit of an answer of Jelou's, for longer than the ledger itself is patient.
+func TestLostSettles(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, func(s *setup) { s.replicas = 2 })
+	db, err := sql.Open("pgx", w.database)
+	w.must(err)
+	defer db.Close()
+	run := func(statement string) {
+		t.Helper()
+		_, err := db.ExecContext(t.Context(), statement)
+		w.must(err)
+	}
+	run(`CREATE FUNCTION go_away() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS 'BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NULL; END'`)
+	run(`CREATE CONSTRAINT TRIGGER go_away AFTER UPDATE ON send DEFERRABLE INITIALLY DEFERRED FOR EACH ROW WHEN (NEW.state = 'sent') EXECUTE FUNCTION go_away()`)
+	id := w.add(w.replicas[0], w.send(ledger.Normal, 1))[0]
+	w.eventually(func() bool { return w.logs.has("settle waits for the ledger") })
+	run(`DROP TRIGGER go_away ON send`)
+	w.eventually(func() bool {
+		row, err := w.replicas[0].ledger.Get(t.Context(), id)
+		w.must(err)
+		return row.State == ledger.Sent
+	})
+	w.check(1)
+}
+
+// eventually polls until something is so.
+func (w *world) eventually(so func() bool) {
+	w.Helper()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	end := time.After(40 * time.Second)
+	for !so() {
+		select {
+		case <-tick.C:
+		case <-end:
+			w.Fatal("it did not come to be")
+		}
 	}
 }
 

@@ -70,3 +70,24 @@ func TestLostCommitsOfBatches(t *testing.T) {
 		t.Errorf("retention left %+v, %v", totals, err)
 	}
 }
+
+// However many answers in a row are lost, what the claimant knows is not.
+func TestLostCommitsOfASettle(t *testing.T) {
+	dsn := ledgertest.Postgres(t)
+	p := newProxy(t, dsn)
+	l := mustOpen(t, Config{URL: p.url, ListenURL: dsn, Replica: "one"})
+	company := mustCompany(t, l, "acme")
+	for n, lost := range []int{1, 2, 5} {
+		id := mustAdd(t, l, newSend(company, n))[0].Send.ID
+		claimed := mustClaim(t, l, company, chooseFirst)
+		p.cutCommits(lost)
+		if s := mustSettle(t, l, Settlement{ID: id, Claim: claimed.Claim, State: Sent}); s.State != Sent || s.ResultNo == 0 {
+			t.Errorf("after %d lost answers: %+v", lost, s)
+		}
+		checkState(t, l, id, Sent)
+	}
+	p.cutCommits(3)
+	if b := mustCreate(t, l, newBatch(company)); b.CreatedAt == 0 {
+		t.Errorf("created %+v", b)
+	}
+}

@@ -191,3 +191,74 @@ func TestRetainFreesRequestIDs(t *testing.T) {
 		}
 	})
 }
+
+// Who settles an item of an old batch can read what he did: it is kept as long as if it had ended then.
+func TestRetainCountsFromTheLastResult(t *testing.T) {
+	eachBackend(t, func(t *testing.T, c Config) {
+		l := mustOpen(t, c)
+		company := mustCompany(t, l, "acme")
+		settlers := map[string]func(s Send) error{
+			"a person": func(s Send) error { _, _, err := l.Resolve(t.Context(), s.ID, Sent, ""); return err },
+			"its claimant": func(s Send) error {
+				_, err := l.Settle(t.Context(), Settlement{ID: s.ID, Claim: s.Claim, State: Sent})
+				return err
+			},
+		}
+		for name, settle := range settlers {
+			b := mustFill(t, l, company, 2)
+			settleNext(t, l, company, Sent)
+			unknown := settleNext(t, l, company, Unknown)
+			ended := mustRead(t, l, b.ID).EndedAt
+			age(t, l, 8*24*time.Hour)
+			if err := settle(unknown); err != nil {
+				t.Fatal(err)
+			}
+			if got := mustRead(t, l, b.ID).EndedAt; got != ended-micros(8*24*time.Hour) {
+				t.Errorf("%s: it ended at %d, now at %d", name, ended, got)
+			}
+			age(t, l, 23*time.Hour)
+			if n := retainAll(t, l, Retention{Final: time.Hour}, 100); n != 0 {
+				t.Errorf("%s: deleted %d within a day", name, n)
+			}
+			mustRead(t, l, b.ID)
+			age(t, l, 2*time.Hour)
+			if n := retainAll(t, l, Retention{Final: time.Hour}, 100); n != 2 {
+				t.Errorf("%s: deleted %d, want the batch", name, n)
+			}
+		}
+	})
+}
+
+// Whatever has piled up, one pass of what runs beside the sends takes a chunk of it and says that there is more.
+func TestForgettingIsBounded(t *testing.T) {
+	eachBackend(t, func(t *testing.T, c Config) {
+		l := mustOpen(t, c)
+		for n := range 2*notificationChunk + 1 {
+			mustExec(t, l, `INSERT INTO notification (company, bot, id, caller, sent_at) VALUES (1, 'demo', $1, 'shop', 1)`, fmt.Sprint(n))
+		}
+		for n := range 2*gapChunk + 1 {
+			mustExec(t, l, `INSERT INTO gap (company, bot, recipient, until) VALUES (1, 'demo', $1, 1)`, fmt.Sprint(n))
+		}
+		count := func(table string) (n int) {
+			t.Helper()
+			if err := l.query(t.Context(), `SELECT count(*) FROM `+table, func(scan scanFunc) error { return scan(&n) }); err != nil {
+				t.Fatal(err)
+			}
+			return n
+		}
+		for left := notificationChunk + 1; left >= 0; left -= notificationChunk {
+			if _, more, err := l.Retain(t.Context(), Retention{}, 5); err != nil || !more || count("notification") != left {
+				t.Errorf("%d notifications are left, want %d; more %v, %v", count("notification"), left, more, err)
+			}
+			if next, err := l.sweep(t.Context()); err != nil || next != gapRest || count("gap") != left {
+				t.Errorf("%d gaps are left, want %d; next in %v, %v", count("gap"), left, next, err)
+			}
+		}
+		if _, more, err := l.Retain(t.Context(), Retention{}, 5); err != nil || more {
+			t.Errorf("the last: more %v, %v", more, err)
+		}
+		if next, err := l.sweep(t.Context()); err != nil || next != sweepEvery || count("gap") != 0 {
+			t.Errorf("the last: %d gaps, next in %v, %v", count("gap"), next, err)
+		}
+	})
+}

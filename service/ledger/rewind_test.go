@@ -3,6 +3,7 @@ package ledger
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -391,4 +392,213 @@ func TestIdleLedgerLooksBack(t *testing.T) {
 		}
 		checkHalt(t, l, Halt{Held: true, Rewound: true})
 	})
+}
+
+// hold puts the ledger into a hold that began later than all that was accepted.
+func hold(t *testing.T, l *Ledger) {
+	t.Helper()
+	mustExec(t, l, `UPDATE home SET held = 1, held_at = $1`, time.Now().Add(time.Second).UnixMicro())
+}
+
+// What waits in a ledger that went back in time may have been sent. Neither its time nor its caller's end nor a cancel makes
+// it anything else, so that whoever asks again under its id is not served twice.
+func TestHeldLedgerEndsNothing(t *testing.T) {
+	ways := map[string]func(t *testing.T, l *Ledger){
+		"held":    hold,
+		"rewound": func(t *testing.T, l *Ledger) { mustExec(t, l, `UPDATE company SET claim_no = claim_no - 1`) },
+	}
+	eachBackend(t, func(t *testing.T, c Config) {
+		l := mustOpen(t, c)
+		n := 0
+		for name, goBack := range ways {
+			company := mustCompany(t, l, name)
+			add := func(change func(*NewSend)) NewSend {
+				n++
+				s := newSend(company, n)
+				s.RequestID = fmt.Sprint("order-", n)
+				change(&s)
+				return s
+			}
+			source := mustFill(t, l, company, 1)
+			settleNext(t, l, company, Failed)
+			flying := mustAdd(t, l, add(func(*NewSend) {}))[0].Send.ID
+			claimed := mustClaim(t, l, company, chooseFirst)
+			batch := mustCreate(t, l, newBatch(company))
+			sends := []NewSend{
+				add(func(*NewSend) {}),
+				add(func(s *NewSend) { s.OwnerBound = true }),
+				add(func(s *NewSend) { s.Queue, s.Pos = batch.ID.Queue, 1 }),
+			}
+			for range sweepChunk + 1 { // more than one pass of a sweep finds
+				sends = append(sends, add(func(s *NewSend) { s.ExpireIn = time.Hour }))
+			}
+			added := mustAdd(t, l, sends...)
+			single, bound, item, brief := added[0].Send.ID, added[1].Send.ID, added[2].Send.ID, added[3].Send.ID
+			mustExec(t, l, `UPDATE send SET expire_at = 1 WHERE company = $1 AND (expire_at IS NOT NULL OR state = 'sending')`, company)
+			mustExec(t, l, `UPDATE send SET owner = 'gone' WHERE owner IS NOT NULL`)
+			mustExec(t, l, `INSERT INTO replica (id, alive_until) VALUES ('gone', 1) ON CONFLICT DO NOTHING`)
+			goBack(t, l)
+
+			if _, err := l.sweep(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if h, err := l.Halt(t.Context()); err != nil || !h.Held {
+				t.Fatalf("the sweep did not notice: %+v, %v", h, err)
+			}
+			attempts := map[string]func() error{
+				"expire": func() error { _, _, err := l.Expire(t.Context(), brief); return err },
+				"cancel": func() error { _, _, err := l.Cancel(t.Context(), single); return err },
+				"batch":  func() error { _, err := l.CancelBatch(t.Context(), QueueID{company, item.Queue}); return err },
+				"replay": func() error { _, _, err := l.Replay(t.Context(), newReplay(source, Failed)); return err },
+			}
+			for what, try := range attempts {
+				if err := try(); !errors.Is(err, ErrHeld) {
+					t.Errorf("%s, %s: %v", name, what, err)
+				}
+			}
+			mustSettle(t, l, Settlement{ID: flying, Claim: claimed.Claim, State: Pending})
+			for _, id := range []ID{single, bound, item, brief, flying} {
+				checkState(t, l, id, Pending)
+			}
+			mustExec(t, l, `UPDATE home SET held_at = $1`, time.Now().Add(time.Second).UnixMicro())
+			mustRelease(t, l, Unknown)
+			for i, a := range mustAdd(t, l, sends...) {
+				if a.Send.ID != added[i].Send.ID || !a.Joined || a.Send.State != Unknown {
+					t.Fatalf("%s: asked again: %+v", name, a)
+				}
+			}
+			if got := mustClaim(t, l, company, chooseFirst); got != nil {
+				t.Errorf("%s: sent again: %+v", name, got)
+			}
+			if b, err := l.CancelBatch(t.Context(), QueueID{company, item.Queue}); err != nil || b.Counts.Unknown != 1 {
+				t.Errorf("%s: cancelled after the release: %+v, %v", name, b, err)
+			}
+		}
+	})
+}
+
+// A batch that the backup has cancelled was never claimed from again: its items are cancelled while the ledger is held, too.
+func TestHeldLedgerGoesOnCancelling(t *testing.T) {
+	eachBackend(t, func(t *testing.T, c Config) {
+		l := mustOpen(t, c)
+		b := mustFill(t, l, mustCompany(t, l, "acme"), 3)
+		if _, err := l.CancelBatch(t.Context(), b.ID); err != nil {
+			t.Fatal(err)
+		}
+		hold(t, l)
+		if again, err := l.CancelBatch(t.Context(), b.ID); err != nil || again.State != BatchCancelled {
+			t.Errorf("cancelled again: %+v, %v", again, err)
+		}
+		if err := l.rewriteCancelled(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		mustRelease(t, l, Unknown)
+		if got := mustRead(t, l, b.ID); got.Counts.Cancelled != 3 || got.EndedAt == 0 {
+			t.Errorf("cancelled %+v", got)
+		}
+	})
+}
+
+// A replay that the backup has half of was copied and sent to its end, maybe.
+func TestReplayOfAHeldLedgerIsGivenUp(t *testing.T) {
+	eachBackend(t, func(t *testing.T, c Config) {
+		l := mustOpen(t, c)
+		company := mustCompany(t, l, "acme")
+		source := mustSpoil(t, l, company, 1500)
+		id, c1, err := beginReplay(t, l, newReplay(source, Failed))
+		if err != nil || c1.complete {
+			t.Fatalf("%+v, %v", c1, err)
+		}
+		hold(t, l)
+		mustExec(t, l, `UPDATE queue SET created_at = 1 WHERE id = $1`, id.Queue)
+		if _, err := l.continueReplay(t.Context(), id); !errors.Is(err, ErrHeld) {
+			t.Errorf("went on: %v", err)
+		}
+		if err := l.completeReplays(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if got := mustRead(t, l, id).Counts; got.Accepted != c1.items {
+			t.Errorf("it grew to %+v", got)
+		}
+		mustRelease(t, l, Unknown)
+		if got := mustRead(t, l, id); got.Counts != (Counts{Accepted: 375, Unknown: 375}) || got.EndedAt == 0 {
+			t.Errorf("released %+v", got)
+		}
+		if _, _, err := l.Replay(t.Context(), newReplay(source, Failed)); !errors.Is(err, ErrNothingToReplay) {
+			t.Errorf("replayed again: %v", err)
+		}
+	})
+}
+
+// Ids and cursors that were given out in the time that is lost name nothing that comes later.
+func TestNumbersGoOnAboveTheLostOnes(t *testing.T) {
+	for _, unsent := range []State{Unknown, Pending} {
+		t.Run(string(unsent), func(t *testing.T) {
+			eachBackend(t, func(t *testing.T, c Config) {
+				l := mustOpen(t, c)
+				company := mustCompany(t, l, "acme")
+				b := mustFill(t, l, company, 4)
+				settleNext(t, l, company, Sent)
+				settleNext(t, l, company, Sent)
+				const cursor = 4 // the other two had their results, and a stream had them
+				lost := mustAdd(t, l, newSend(company, 9))[0].Send.ID
+				mustExec(t, l, `DELETE FROM send WHERE queue = $1`, lost.Queue)
+				mustExec(t, l, `UPDATE tally SET added = 0 WHERE queue = $1`, lost.Queue)
+				if l.postgres {
+					mustExec(t, l, fmt.Sprintf(`ALTER SEQUENCE send_pos RESTART WITH %d`, lost.Pos))
+				} else {
+					mustExec(t, l, `UPDATE counter SET next = $1`, lost.Pos)
+				}
+				mustExec(t, l, `UPDATE company SET claim_no = 1`)
+				if err := l.lookBack(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				held := mustAdd(t, l, newSend(company, 10))[0].Send.ID
+				mustRelease(t, l, unsent)
+				if unsent == Pending {
+					serveAll(t, l, company, 3)
+				}
+				after := mustAdd(t, l, newSend(company, 11))[0].Send.ID
+				if held.Pos <= lost.Pos || after.Pos <= held.Pos {
+					t.Errorf("ids %v, %v after %v", held, after, lost)
+				}
+				if got, err := l.Results(t.Context(), b.ID, cursor, 10); err != nil || len(got) != 2 {
+					t.Errorf("%d results after the cursor, %v", len(got), err)
+				}
+				// Again, from a backup that was made while it was held.
+				mustExec(t, l, `UPDATE home SET held = 1, held_at = 1`)
+				mustRelease(t, l, unsent)
+				if again := mustAdd(t, l, newSend(company, 12))[0].Send.ID; again.Pos < after.Pos+1<<31 || parseAgain(t, again) != again {
+					t.Errorf("id %v after %v", again, after)
+				}
+			})
+		})
+	}
+}
+
+// parseAgain reads an id as callers have it.
+func parseAgain(t *testing.T, id ID) ID {
+	t.Helper()
+	again, err := ParseID(id.String())
+	if err != nil {
+		t.Error(err)
+	}
+	return again
+}
+
+// What one replica claims another one that does not remembers from its looks.
+func TestReplicaRemembersWhatItLooksAt(t *testing.T) {
+	one, two, _ := openTwo(t)
+	company := mustCompany(t, one, "acme")
+	added := mustAdd(t, one, newSend(company, 1), newSend(company, 2))
+	settleNext(t, one, company, Sent)
+	if err := two.lookBack(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	mustExec(t, one, `UPDATE company SET claim_no = 0`)
+	if _, _, err := two.Cancel(t.Context(), added[1].Send.ID); !errors.Is(err, ErrHeld) {
+		t.Errorf("cancelled: %v", err)
+	}
+	checkHalt(t, two, Halt{Held: true, Rewound: true})
+	mustRelease(t, two, Pending)
 }
