@@ -25,7 +25,14 @@ type restoring struct {
 
 	p      *postgres // nil for SQLite
 	copied string    // the backup
+
+	named   []*facadev1.SendMessageRequest // sends with ids that the backup has, each with little time
+	expired time.Time                      // when that is over
+	lost    string                         // the id of a send that the backup does not have
 }
+
+// namedSends is how many sends their callers ask for again after the release.
+const namedSends = 50
 
 // restores are the ways in which a backup takes the ledger's place.
 var restores = []struct {
@@ -70,15 +77,27 @@ func (r *restoring) start(onPostgres bool) (err error) {
 }
 
 // run makes sends that wait for their time, a backup, and has the sends leave; then the backup takes the ledger's place, in which
-// they wait, and their time is over.
+// they wait, and their time is over. Those with ids would expire there, too, and their callers ask for them again.
 func (r *restoring) run(ctx context.Context, t *trial, i int) error {
 	kind := restores[i]
 	if err := r.start(kind.postgres); err != nil {
 		return err
 	}
 	sends := pick(r.b, 1000, 200)
+	due := time.Now().Add(pick(r.b, 12*time.Second, 6*time.Second))
+	r.expired = due.Add(3 * time.Second)
+	for i := range namedSends {
+		m := r.shop.message(r.shop.bot(), facadev1.SendOptions_NORMAL)
+		m.Mode, m.RequestId = facadev1.SendOptions_QUEUE, fmt.Sprint("named-", i)
+		m.Options.ScheduleTime, m.Options.ExpireTime = timestamppb.New(due), timestamppb.New(r.expired)
+		if _, err := r.fleet.any().messages.SendMessage(ctx, m); err != nil {
+			return err
+		}
+		m.Options.ScheduleTime, m.Options.ExpireTime = nil, nil
+		r.named = append(r.named, m)
+	}
 	request := &facadev1.CreateBatchRequest{Spec: &facadev1.BatchSpec{
-		BotId: r.shop.bot(), Options: &facadev1.SendOptions{ScheduleTime: timestamppb.New(time.Now().Add(pick(r.b, 12*time.Second, 6*time.Second)))},
+		BotId: r.shop.bot(), Options: &facadev1.SendOptions{ScheduleTime: timestamppb.New(due)},
 	}}
 	for range sends {
 		user := r.shop.user()
@@ -90,6 +109,11 @@ func (r *restoring) run(ctx context.Context, t *trial, i int) error {
 	if err := r.backUp(ctx); err != nil {
 		return err
 	}
+	var err error
+	if r.lost, err = r.sendOne(ctx); err != nil {
+		return err
+	}
+	sends += namedSends + 1
 	if err := r.fleet.any().quiet(ctx); err != nil {
 		return err
 	}
@@ -120,10 +144,18 @@ func (r *restoring) sent(ctx context.Context, t *trial, when string, want int) e
 	return err
 }
 
-// held looks on for some seconds: nothing may leave, and a caller is told why.
+// sendOne sends one message, and says its id.
+func (r *restoring) sendOne(ctx context.Context) (id string, err error) {
+	once, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	answer, err := r.fleet.any().messages.SendMessage(once, r.shop.message(r.shop.bot(), facadev1.SendOptions_NORMAL))
+	return answer.GetSend().GetSendId(), err
+}
+
+// held looks on for some seconds, past the time of the sends that have little: nothing may leave, and a caller is told why.
 func (r *restoring) held(ctx context.Context, t *trial, sends int) error {
 	reasons := map[string]int{}
-	for end := time.Now().Add(4 * time.Second); time.Now().Before(end); {
+	for end := later(time.Now(), r.expired).Add(4 * time.Second); time.Now().Before(end); {
 		m := r.shop.message(r.shop.bot(), facadev1.SendOptions_URGENT)
 		once, cancel := context.WithTimeout(ctx, 2*time.Second)
 		_, err := r.fleet.any().messages.SendMessage(once, m)
@@ -162,14 +194,26 @@ func (r *restoring) release(ctx context.Context, t *trial, sends int) error {
 	if err := r.fleet.any().quiet(ctx); err != nil {
 		return err
 	}
+	states := map[resultState]int{}
+	for _, m := range r.named {
+		answer, err := r.fleet.any().messages.SendMessage(ctx, m)
+		if err != nil {
+			return err
+		}
+		states[answer.Send.State]++
+	}
+	t.say("asked for again by their ids they are %v", states)
+	t.must(states[facadev1.Send_UNKNOWN] == namedSends, "asked for again by their ids they are %v", states)
+	if err := r.fleet.any().quiet(ctx); err != nil {
+		return err
+	}
 	if err := r.sent(ctx, t, "after the release", sends); err != nil {
 		return err
 	}
-	// What is new goes on.
-	once, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	_, err = r.fleet.any().messages.SendMessage(once, r.shop.message(r.shop.bot(), facadev1.SendOptions_URGENT))
+	// What is new goes on, under ids that are new, too.
+	id, err := r.sendOne(ctx)
 	t.must(err == nil, "after the release nothing is sent: %v", err)
+	t.must(id != r.lost, "a new send has the id of a lost one")
 	return t.once(ctx, r.sim)
 }
 
