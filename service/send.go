@@ -322,7 +322,9 @@ func (s *core) lookUp(ctx context.Context, id ledger.ID, lost error) (ledger.Sen
 		case errors.Is(err, ledger.ErrNotFound):
 			return row, newFault(facadev1.ErrorReason_LEDGER_UNAVAILABLE, "the ledger's database was lost while it stored the send; nothing was sent").because(lost)
 		case err == nil:
-			return row, nil
+			if err = s.ledger.Confirm(ctx); err == nil {
+				return row, nil
+			}
 		}
 		select {
 		case <-ctx.Done():

@@ -699,7 +699,7 @@ const lostCommitPatience = 10 * time.Second
 func (l *Ledger) findAdded(ctx context.Context, a *adding, lost error) error {
 	var stored map[ID]bool
 	err := l.patiently(ctx, func() error {
-		return l.transact(ctx, func(t *tx) error {
+		return l.transact(ctx, confirming(func(t *tx) error {
 			stored = map[ID]bool{}
 			// The lost transaction keeps its queues from being taken, or made, like this for as long as it may still commit.
 			for _, key := range slices.SortedFunc(maps.Keys(a.made), compareShares) {
@@ -717,8 +717,8 @@ func (l *Ledger) findAdded(ctx context.Context, a *adding, lost error) error {
 						return err
 					}, w.id.Company, w.id.Queue, w.id.Pos, a.now)
 			}
-			return cmp.Or(t.flush(), errRollback)
-		})
+			return t.flush()
+		}))
 	})
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrUncertain, lost)

@@ -175,7 +175,7 @@ func (l *Ledger) transactAgain(ctx context.Context, fn func(t *tx) error) error 
 	if !errors.As(err, &lost) {
 		return err
 	}
-	if err := l.patiently(ctx, func() error { return l.transact(ctx, fn) }); err != nil {
+	if err := l.patiently(ctx, func() error { return l.transact(ctx, confirming(fn)) }); err != nil {
 		return fmt.Errorf("%w: %w", ErrUncertain, err)
 	}
 	return nil

@@ -1,7 +1,6 @@
 package ledger
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -611,7 +610,7 @@ func (c *claiming) writeShares(picks []*pick) {
 func (l *Ledger) findClaimed(ctx context.Context, c *claiming, lost error) error {
 	var mine map[ID]bool
 	err := l.patiently(ctx, func() error {
-		return l.transact(ctx, func(t *tx) error {
+		return l.transact(ctx, confirming(func(t *tx) error {
 			mine = map[ID]bool{}
 			g := newGround(t)
 			var companies []int64
@@ -626,8 +625,8 @@ func (l *Ledger) findClaimed(ctx context.Context, c *claiming, lost error) error
 						func(scan scanFunc) error { mine[s.ID] = true; return scan(&s.Body, &s.Traceparent) }, s.ID.Company, s.ID.Queue, s.ID.Pos, s.Claim, l.replica)
 				}
 			}
-			return cmp.Or(t.flush(), errRollback)
-		})
+			return t.flush()
+		}))
 	})
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrUncertain, lost)

@@ -5,12 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"modernc.org/sqlite"
 
 	"github.com/jelou-facade/jelou-facade/service/ledger/ledgertest"
 )
@@ -75,15 +78,110 @@ func TestReadOnlyDatabase(t *testing.T) {
 	eachBackend(t, func(t *testing.T, c Config) {
 		l := mustOpen(t, c)
 		company := mustCompany(t, l, "acme")
+		mustAdd(t, l, newSend(company, 0))
+		claimed := mustClaim(t, l, company, chooseFirst)
+		settlement := Settlement{ID: claimed.ID, Claim: claimed.Claim, State: Sent}
 		id := mustAdd(t, l, newSend(company, 1))[0].Send.ID
 		readOnly(t, l, c, true)
-		if _, err := l.Add(context.Background(), []NewSend{newSend(company, 2)}); !errors.Is(err, ErrUnavailable) {
-			t.Errorf("add: %v", err)
+		attempts := map[string]func() error{
+			"add":    func() error { _, err := l.Add(context.Background(), []NewSend{newSend(company, 2)}); return err },
+			"claim":  func() error { _, err := l.Claim(t.Context(), []int64{company}, time.Minute, chooseFirst); return err },
+			"settle": func() error { _, err := l.Settle(t.Context(), settlement); return err },
+			"cancel": func() error { _, _, err := l.Cancel(t.Context(), id); return err },
+			"batch":  func() error { _, _, err := l.CreateBatch(t.Context(), newBatch(company)); return err },
+		}
+		if l.postgres {
+			attempts["open"] = func() error { _, err := Open(t.Context(), Config{URL: c.URL, Replica: "two"}); return err }
+		}
+		for what, try := range attempts {
+			if err := try(); !errors.Is(err, ErrUnavailable) || !readOnlyWords.MatchString(err.Error()) {
+				t.Errorf("%s: %v", what, err)
+			}
 		}
 		checkState(t, l, id, Pending)
+		checkState(t, l, settlement.ID, Sending)
 		readOnly(t, l, c, false)
+		mustSettle(t, l, settlement)
 		mustAdd(t, l, newSend(company, 3))
+		if got := len(serveAll(t, l, company, 10)); got != 2 {
+			t.Errorf("%d were sent once it could be written again, want 2", got)
+		}
 	})
+}
+
+// readOnlyWords are the databases' own.
+var readOnlyWords = regexp.MustCompile(`read-?only`)
+
+// A disk, or a standby, that takes longer over a commit than a transaction may take: who waits hears that the ledger is
+// unavailable, what was answered is there, nothing is done twice, and all goes on by itself.
+func TestSlowCommits(t *testing.T) {
+	t.Run("sqlite", func(t *testing.T) {
+		t.Parallel()
+		l := mustOpen(t, Config{Path: filepath.Join(t.TempDir(), "ledger.db"), Replica: "one"})
+		hook := func(f sqlite.CommitHookFn) {
+			t.Helper()
+			w := <-l.write
+			defer func() { l.write <- w }()
+			if err := w.conn.Raw(func(c any) error { c.(sqlite.HookRegisterer).RegisterCommitHook(f); return nil }); err != nil {
+				t.Fatal(err)
+			}
+		}
+		checkSlowCommits(t, l,
+			func() { hook(func() int32 { <-time.After(transactionTimeout + time.Second); return 0 }) },
+			func() { hook(nil) })
+	})
+	t.Run("postgres", func(t *testing.T) {
+		t.Parallel()
+		cluster := ledgertest.NewCluster(t)
+		conn := mustConnect(t, cluster.URL)
+		standbys := func(names string) func() {
+			return func() {
+				t.Helper()
+				mustRun(t, conn, "ALTER SYSTEM SET synchronous_standby_names = '"+names+"'")
+				mustRun(t, conn, "SELECT pg_reload_conf()")
+			}
+		}
+		checkSlowCommits(t, mustOpen(t, Config{URL: cluster.URL, Replica: "one"}), standbys("missing"), standbys(""))
+	})
+}
+
+func checkSlowCommits(t *testing.T, l *Ledger, slow, quick func()) {
+	company := mustCompany(t, l, "acme")
+	mustAdd(t, l, newSend(company, 1))
+	claimed := mustClaim(t, l, company, chooseFirst)
+	settlement := Settlement{ID: claimed.ID, Claim: claimed.Claim, State: Sent}
+	s := newSend(company, 2)
+	s.RequestID = "order"
+	slow()
+	var added []Added
+	var addErr, settleErr error
+	var calls sync.WaitGroup
+	began := time.Now()
+	calls.Go(func() { added, addErr = l.Add(t.Context(), []NewSend{s}) })
+	calls.Go(func() { _, settleErr = l.Settle(t.Context(), settlement) })
+	calls.Wait()
+	took := time.Since(began)
+	t.Logf("after %v: add: %v; settle: %v", took, addErr, settleErr)
+	for _, err := range []error{addErr, settleErr} {
+		if err != nil && !errors.Is(err, ErrUnavailable) && !errors.Is(err, ErrUncertain) {
+			t.Errorf("while commits are slow: %v", err)
+		}
+	}
+	if took < transactionTimeout || took > 6*transactionTimeout {
+		t.Errorf("it took %v", took)
+	}
+	if l.postgres && (addErr == nil || settleErr == nil) {
+		t.Error("answered without the standby")
+	}
+	quick()
+	if again := mustAdd(t, l, s)[0]; addErr == nil && again.Send.ID != added[0].Send.ID {
+		t.Errorf("what was answered is lost: %+v, then %+v", added, again)
+	}
+	mustSettle(t, l, settlement)
+	serveAll(t, l, company, 10)
+	if totals, err := l.Totals(t.Context()); err != nil || totals != (Totals{Accepted: 2, Sent: 2}) {
+		t.Errorf("at the end %+v, %v", totals, err)
+	}
 }
 
 // readOnly makes the database refuse to write, or write again.

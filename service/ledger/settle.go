@@ -148,17 +148,15 @@ func (l *Ledger) change(ctx context.Context, c *change) error {
 // change is conditional and finds that it was made. The locks make it wait for the lost transaction.
 func (l *Ledger) commitChanges(ctx context.Context, work []*change) error {
 	var g *ground
-	run := func() error {
-		return l.transactSending(ctx, func(t *tx) error {
-			g = newGround(t)
-			return g.changeAll(work)
-		})
+	run := func(t *tx) error {
+		g = newGround(t)
+		return g.changeAll(work)
 	}
-	err := run()
+	err := l.transactSending(ctx, run)
 	var lost *commitLostError
 	if errors.As(err, &lost) {
 		time.Sleep(time.Millisecond)
-		if err = l.patiently(ctx, run); err != nil {
+		if err = l.patiently(ctx, func() error { return l.transactSending(ctx, confirming(run)) }); err != nil {
 			err = errors.Join(ErrUncertain, err)
 		}
 	}
