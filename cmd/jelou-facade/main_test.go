@@ -4,7 +4,9 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"database/sql"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -286,6 +288,53 @@ companies:
 			}
 		})
 	}
+}
+
+// TestLedgerRefused: a program that may not have the ledger ends, and its last words say whose it is or what to start instead.
+func TestLedgerRefused(t *testing.T) {
+	folder, binary := t.TempDir(), build(t, "jelou-facade")
+	write(t, folder, "id", "sandbox\n")
+	write(t, folder, "secret", "sandbox\n")
+	write(t, folder, "facade.yaml", `
+listen: {grpc: "127.0.0.1:0", http: "127.0.0.1:0"}
+admin: {address: "127.0.0.1:0"}
+ledger: {path: ledger.db}
+companies:
+  - {id: sandbox, base_url: "http://127.0.0.1:1", client_id_file: id, client_secret_file: secret, bots: [demo]}
+`)
+	refused := func(want string) {
+		t.Helper()
+		for _, command := range []string{"serve", "ledger status"} {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			out, err := exec.CommandContext(ctx, binary, append(strings.Fields(command), "--config", filepath.Join(folder, "facade.yaml"))...).CombinedOutput()
+			cancel()
+			if exit := (&exec.ExitError{}); !errors.As(err, &exit) || exit.ExitCode() != 1 {
+				t.Errorf("%s ended with %v", command, err)
+			}
+			lines := strings.Split(strings.TrimSpace(string(out)), "\n")
+			if last := lines[len(lines)-1]; !strings.Contains(last, want) || strings.Contains(string(out), "Usage:") {
+				t.Errorf("%s: the last words are %q, want %q", command, last, want)
+			}
+		}
+	}
+	t.Run("in use", func(t *testing.T) {
+		first := start(t, binary, "serve", "--config", filepath.Join(folder, "facade.yaml"))
+		if !first.Scan() {
+			t.Fatal("it printed nothing")
+		}
+		refused(filepath.Join(folder, "ledger.db") + " is held by jelou-facade (pid ")
+	})
+	t.Run("newer", func(t *testing.T) {
+		db, err := sql.Open("sqlite", filepath.Join(folder, "ledger.db")) // the ledger's own driver
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer db.Close()
+		if _, err := db.ExecContext(t.Context(), `INSERT INTO goose_db_version (version_id, is_applied) VALUES (99999, 1)`); err != nil {
+			t.Fatal(err)
+		}
+		refused("start the newer program")
+	})
 }
 
 // TestConfigCommands: the example is good once its files are there, and a missing secret is named, never shown.
