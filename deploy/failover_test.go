@@ -1,6 +1,7 @@
 package deploy
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -8,17 +9,24 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+
+	facadev1 "github.com/jelou-facade/jelou-facade/gen/jelou/facade/v1"
 	"github.com/jelou-facade/jelou-facade/service/jelousim"
 	"github.com/jelou-facade/jelou-facade/service/ledger/ledgertest"
 )
 
 // TestFailoverLosesTheTail: PostgreSQL fails over to a standby that has not seen the last sends. The facade, which runs on, finds that
-// its ledger went back in time: it sends nothing, also not what was sent already and is asked for again, and says so to callers and
-// to its probes, until a person releases it.
+// its ledger went back in time: it sends nothing, also not what was sent already and is asked for again, and says so to callers, to
+// its probes and in its metrics, until a person releases it.
 func TestFailoverLosesTheTail(t *testing.T) {
 	c := newCompose(t)
 	build(t, c.programs, "jelou-facade", "jelousim")
@@ -28,31 +36,50 @@ func TestFailoverLosesTheTail(t *testing.T) {
 	config := writeFailoverConfig(t, c.addresses.Replace("http://jelousim:7070"), primary, standby)
 	facade := filepath.Join(c.programs, "jelou-facade")
 	lines := start(t, exec.Command(facade, "serve", "--config", config))
-	rest, admin := next(t, lines, "REST "), next(t, lines, "admin ")
+	address, rest, admin := next(t, lines, "gRPC "), next(t, lines, "REST "), next(t, lines, "admin ")
+	conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	ways := map[string]way{
+		"grpc": func(t *testing.T, id string) (string, string) { return sendOverGRPC(t, conn, id) },
+		"rest": func(t *testing.T, id string) (string, string) { return sendOverREST(t, rest, id) },
+	}
+	batches := facadev1.NewBatchServiceClient(conn)
+	batch := createPausedBatch(t, batches)
+	counts := func() *facadev1.BatchCounts {
+		answer, err := batches.GetBatch(t.Context(), &facadev1.GetBatchRequest{BatchId: batch})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return answer.Batch.Counts
+	}
 
-	mustSend(t, rest, "kept")
+	eachWay(t, ways, "kept", "SENT", "")
 	standby.CutOff(t, primary)
-	mustSend(t, rest, "lost-1")
-	mustSend(t, rest, "lost-2")
+	eachWay(t, ways, "lost", "SENT", "")
+	if _, err := batches.ResumeBatch(t.Context(), &facadev1.ResumeBatchRequest{BatchId: batch}); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the batch to be sent", func() bool { return counts().Sent == 1 })
 	if err := primary.Signal(syscall.SIGQUIT); err != nil {
 		t.Fatal(err)
 	}
-	standby.TakeOver(t)
+	awaitProblem(t, admin, "the ledger's database does not answer")
+	eachWay(t, ways, "lost", "", "LEDGER_UNAVAILABLE")
 
-	await(t, "the probes to say that the ledger went back", func() bool {
-		code, answer := get(t, admin+"/readyz")
-		return code == http.StatusServiceUnavailable && strings.Contains(answer, "ledger release")
-	})
-	for _, id := range []string{"lost-1", "new"} {
-		if code, answer := send(t, rest, "", id); code != http.StatusServiceUnavailable || !strings.Contains(answer, "LEDGER_") {
-			t.Errorf("%s: %d %s", id, code, answer)
+	standby.TakeOver(t)
+	awaitProblem(t, admin, "the ledger went back in time and is held until `jelou-facade ledger release`")
+	for _, id := range []string{"lost", "new"} {
+		eachWay(t, ways, id, "", "LEDGER_REWOUND")
+	}
+	for cause, held := range map[string]int{"rewound": 1, "moved": 0} {
+		if _, metrics := get(t, admin+"/metrics"); !strings.Contains(metrics, fmt.Sprintf("jelou_ledger_held{cause=%q} %d\n", cause, held)) {
+			t.Errorf("jelou_ledger_held of %s is not %d", cause, held)
 		}
 	}
-	var report jelousim.Report
-	getJSON(t, control+"/report", &report)
-	if report.Arrived != 3 || report.Duplicates != 0 {
-		t.Errorf("%d requests arrived, %d of them twice", report.Arrived, report.Duplicates)
-	}
+	checkArrived(t, control, 5)
 
 	if out, err := exec.Command(facade, "ledger", "release", "--config", config, "--unsent", "unknown").CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
@@ -61,7 +88,94 @@ func TestFailoverLosesTheTail(t *testing.T) {
 		code, _ := get(t, admin+"/readyz")
 		return code == http.StatusOK
 	})
-	mustSend(t, rest, "new")
+	eachWay(t, ways, "kept", "SENT", "") // which the standby knows: it is not sent again
+	eachWay(t, ways, "new", "SENT", "")
+	if got := counts(); got.Unknown != 1 || got.Accepted != 1 {
+		t.Errorf("what the standby took for unsent: %v", got)
+	}
+	checkArrived(t, control, 7)
+}
+
+// way sends a message and gives the state that it has then, or the reason of the refusal.
+type way func(t *testing.T, id string) (state, reason string)
+
+// eachWay sends a message of its own over each way.
+func eachWay(t *testing.T, ways map[string]way, id, state, reason string) {
+	t.Helper()
+	for name, send := range ways {
+		if gotState, gotReason := send(t, id+"-"+name); gotState != state || gotReason != reason {
+			t.Errorf("%s over %s: %q %q, want %q %q", id, name, gotState, gotReason, state, reason)
+		}
+	}
+}
+
+func sendOverGRPC(t *testing.T, conn *grpc.ClientConn, id string) (state, reason string) {
+	t.Helper()
+	answer, err := facadev1.NewMessageServiceClient(conn).SendMessage(t.Context(), &facadev1.SendMessageRequest{
+		BotId: "demo", UserId: "593991234567", Message: textOf(id), RequestId: id,
+	})
+	for _, detail := range status.Convert(err).Details() {
+		if info, ok := detail.(*errdetails.ErrorInfo); ok {
+			return "", info.Reason
+		}
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return answer.Send.State.String(), ""
+}
+
+func sendOverREST(t *testing.T, address, id string) (state, reason string) {
+	t.Helper()
+	_, text := send(t, address, "", id)
+	var answer struct {
+		Send  struct{ State string }
+		Error struct{ Details []struct{ Reason string } }
+	}
+	if err := json.Unmarshal([]byte(text), &answer); err != nil {
+		t.Fatalf("%v: %s", err, text)
+	}
+	for _, detail := range answer.Error.Details {
+		reason = cmp.Or(reason, detail.Reason)
+	}
+	return answer.Send.State, reason
+}
+
+func textOf(id string) *facadev1.Message {
+	return &facadev1.Message{Content: &facadev1.Message_Text{Text: &facadev1.TextContent{Text: "Hola, " + id + "."}}}
+}
+
+// createPausedBatch makes a batch of one message that waits to be resumed.
+func createPausedBatch(t *testing.T, batches facadev1.BatchServiceClient) (id string) {
+	t.Helper()
+	answer, err := batches.CreateBatch(t.Context(), &facadev1.CreateBatchRequest{
+		Spec:  &facadev1.BatchSpec{BotId: "demo", Paused: true},
+		Items: []*facadev1.BatchItem{{UserId: "593991234567", Content: &facadev1.BatchItem_Message{Message: textOf("batch")}}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return answer.Batch.BatchId
+}
+
+// awaitProblem waits until a server is not ready for this one reason.
+func awaitProblem(t *testing.T, admin, problem string) {
+	t.Helper()
+	await(t, "/readyz to say: "+problem, func() bool {
+		code, answer := get(t, admin+"/readyz")
+		var r struct{ Problems []string }
+		return code == http.StatusServiceUnavailable && json.Unmarshal([]byte(answer), &r) == nil && slices.Equal(r.Problems, []string{problem})
+	})
+}
+
+// checkArrived: so many requests have arrived at the simulator, none of them twice.
+func checkArrived(t *testing.T, control string, want int) {
+	t.Helper()
+	var report jelousim.Report
+	getJSON(t, control+"/report", &report)
+	if report.Arrived != want || report.Accepted != want || report.Duplicates != 0 {
+		t.Errorf("%d requests arrived, want %d; %d accepted, %d of them twice", report.Arrived, want, report.Accepted, report.Duplicates)
+	}
 }
 
 // writeFailoverConfig writes a configuration whose ledger is on whichever server takes writes.
@@ -88,13 +202,4 @@ companies: [{id: sandbox, base_url: %q, client_id_file: id, client_secret_file: 
 		}
 	}
 	return config
-}
-
-func mustSend(t *testing.T, address, id string) {
-	t.Helper()
-	code, answer := send(t, address, "", id)
-	var sent struct{ Send struct{ State string } }
-	if err := json.Unmarshal([]byte(answer), &sent); code != http.StatusOK || err != nil || sent.Send.State != "SENT" {
-		t.Fatalf("%s: %d %s", id, code, answer)
-	}
 }

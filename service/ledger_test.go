@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -14,6 +15,7 @@ import (
 	_ "github.com/jackc/pgx/v5/stdlib" // the driver pgx
 
 	"google.golang.org/grpc/codes"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
 
 	facadev1 "github.com/jelou-facade/jelou-facade/gen/jelou/facade/v1"
@@ -68,6 +70,86 @@ func TestLedgerHeld(t *testing.T) {
 			return err == nil
 		})
 	})
+}
+
+// TestLedgerRewound: a backup is put back under a running server that has sent since. It says so to callers, to its probes and in its
+// metrics, and neither what the backup calls unsent nor anything new is sent until a person has decided.
+func TestLedgerRewound(t *testing.T) {
+	onEach(t, func(t *testing.T, tr transport) {
+		ctx := context.Background()
+		address := ledgertest.Postgres(t)
+		f := newFacade(t, func(s *setup) { s.ledger.URL = address })
+		request, created := batchOf(1, "perdido "), &facadev1.CreateBatchResponse{}
+		request.Spec.Paused = true
+		_, err := tr.call(ctx, f, "BatchService/CreateBatch", request, created)
+		f.must(err)
+		id := created.Batch.BatchId
+		restore := backup(t, address)
+		_, err = tr.call(ctx, f, "BatchService/ResumeBatch", &facadev1.ResumeBatchRequest{BatchId: id}, &facadev1.ResumeBatchResponse{})
+		f.must(err)
+		counts := func() *facadev1.BatchCounts {
+			answer := &facadev1.GetBatchResponse{}
+			_, err := tr.call(ctx, f, "BatchService/GetBatch", &facadev1.GetBatchRequest{BatchId: id}, answer)
+			f.must(err)
+			return answer.Batch.Counts
+		}
+		f.eventually(func() bool { return counts().Sent == 1 })
+		restore()
+
+		const problem = "the ledger went back in time and is held until `jelou-facade ledger release`"
+		f.awaitReady(func(r readyz) bool { return slices.Equal(r.Problems, []string{problem}) })
+		f.checkHealth(map[string]healthv1.HealthCheckResponse_ServingStatus{"": notServing, "readiness": notServing, "liveness": isServing})
+		if metrics := f.scrape(); !strings.Contains(metrics, `jelou_ledger_held{cause="rewound"} 1`) || !strings.Contains(metrics, `jelou_ledger_held{cause="moved"} 0`) {
+			t.Error("no metric says so")
+		}
+		_, _, sendErr := f.sendText(tr, textTo(openUser, "después"))
+		_, batchErr := tr.call(ctx, f, "BatchService/CreateBatch", batchOf(1, "después "), &facadev1.CreateBatchResponse{})
+		for _, err := range []error{sendErr, batchErr} {
+			if status.Code(err) != codes.Unavailable || reasonOf(err) != "LEDGER_REWOUND" {
+				t.Error(err)
+			}
+		}
+		_, err = tr.call(ctx, f, "BatchService/ResumeBatch", &facadev1.ResumeBatchRequest{BatchId: id}, &facadev1.ResumeBatchResponse{})
+		f.must(err)
+
+		f.must(f.ledger.Release(ctx, ledger.Unknown))
+		f.awaitReady(func(r readyz) bool { return r.Ready })
+		f.eventually(func() bool {
+			_, _, err := f.sendText(tr, textTo(openUser, "después"))
+			return err == nil
+		})
+		if got := counts(); got.Unknown != 1 || got.Accepted != 1 {
+			t.Errorf("what the backup calls unsent: %v", got)
+		}
+		if r := f.sim.Report(); r.Accepted != 2 || r.Duplicates != 0 {
+			t.Errorf("%d sends, %d of them twice", r.Accepted, r.Duplicates)
+		}
+	})
+}
+
+// backup copies all tables of a database, and gives what puts them back in one transaction.
+func backup(t *testing.T, address string) (restore func()) {
+	t.Helper()
+	db, err := sql.Open("pgx", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = db.Close() })
+	each := func(do string) {
+		t.Helper()
+		// Where it and the server wait for each other it is the server that gives up, and tries again.
+		if _, err := db.ExecContext(context.Background(), `BEGIN ISOLATION LEVEL REPEATABLE READ; SET LOCAL deadlock_timeout = '1min'; CREATE SCHEMA IF NOT EXISTS backup;
+			DO $$ DECLARE name text; BEGIN
+				FOR name IN SELECT tablename FROM pg_tables WHERE schemaname = 'public' LOOP `+do+` END LOOP;
+			END $$; COMMIT`); err != nil {
+			t.Fatal(err)
+		}
+	}
+	each(`EXECUTE format('CREATE TABLE backup.%1$I AS TABLE public.%1$I', name);`)
+	return func() {
+		t.Helper()
+		each(`EXECUTE format('TRUNCATE public.%1$I', name); EXECUTE format('INSERT INTO public.%1$I TABLE backup.%1$I', name);`)
+	}
 }
 
 // TestLedgerGone: while PostgreSQL cannot be reached sends are refused and nothing leaves; when it is back everything goes on.

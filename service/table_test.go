@@ -231,9 +231,9 @@ var elsewhere = map[string]bool{
 	"EXPIRED":  true, "CANCELLED": true, "ALREADY_SENDING": true, "NOT_UNKNOWN": true, // TestExpired, TestSendService
 	"SEQUENCE_MISMATCH": true, "BATCH_SEALED": true, "STREAM_REPLACED": true, // TestStreamErrors
 	"BATCH_ENDED": true, "NOTHING_TO_REPLAY": true, // TestBatchLifecycle, TestReplay
-	"INTERNAL":    true,                             // TestPanic
-	"LEDGER_HELD": true, "LEDGER_UNAVAILABLE": true, // TestLedgerHeld, TestLedgerGone
-	"LEDGER_REWOUND": true, "CURSOR_EXPIRED": true, "NOT_BUILT_YET": true, // TestFaults; the ledger's own tests make them happen
+	"INTERNAL":    true,                                                     // TestPanic
+	"LEDGER_HELD": true, "LEDGER_REWOUND": true, "LEDGER_UNAVAILABLE": true, // TestLedgerHeld, TestLedgerRewound, TestLedgerGone
+	"CURSOR_EXPIRED": true, "NOT_BUILT_YET": true, // TestFaults; the ledger's own tests make them happen
 	"AUDIT_UNAVAILABLE": true,                                                           // TestAuditRequired
 	"CALLER_QUOTA":      true, "CALLER_UNAUTHENTICATED": true, "CALLER_FORBIDDEN": true, // TestMatrix, TestDailyQuota, TestRate
 }

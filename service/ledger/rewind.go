@@ -138,6 +138,10 @@ func (l *Ledger) moveIn(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	rewound, err := l.lostClaims(ctx) // a ledger that has moved gives no claim until the commit below
+	if err != nil {
+		return err
+	}
 	var was home
 	held := false
 	err = l.transactAgain(ctx, func(t *tx) error {
@@ -152,7 +156,7 @@ func (l *Ledger) moveIn(ctx context.Context) error {
 		held = was.place != "" && (was.movedTo(is) || was.timeline != is.timeline && !durable)
 		t.write(`UPDATE home SET place = $1, timeline = $2, durable = $3`, is.place, is.timeline, oneIf(d.Failover))
 		if held {
-			t.hold(false)
+			t.hold(rewound)
 		}
 		return nil
 	})
@@ -255,26 +259,31 @@ func (l *Ledger) lookBack(ctx context.Context) error {
 	return errors.Join(err, l.checkRewound(ctx))
 }
 
-// checkRewound holds the ledger where a company's claim number is lower than one seen before, and remembers the others: another
-// replica may have given them.
+// checkRewound holds the ledger where it has lost claims.
 func (l *Ledger) checkRewound(ctx context.Context) error {
+	rewound, err := l.lostClaims(ctx)
+	if err != nil || !rewound {
+		return err
+	}
+	return l.holdRewound(ctx)
+}
+
+// lostClaims reports whether a company's claim number is lower than one seen before, and remembers the others: another replica may
+// have given them.
+func (l *Ledger) lostClaims(ctx context.Context) (rewound bool, err error) {
 	// Those that were seen before it is asked: a claim in between makes both higher.
 	seen := map[int64]int64{}
 	for id, number := range l.claimNos.Range {
 		seen[id.(int64)] = number.(*atomic.Int64).Load()
 	}
-	rewound := false
-	err := l.query(ctx, `SELECT id, claim_no FROM company`, func(scan scanFunc) error {
+	err = l.query(ctx, `SELECT id, claim_no FROM company`, func(scan scanFunc) error {
 		var id, number int64
 		err := scan(&id, &number)
 		rewound = rewound || number < seen[id]
 		l.seeClaim(ctx, id, number)
 		return err
 	})
-	if err != nil || !rewound {
-		return err
-	}
-	return l.holdRewound(ctx)
+	return rewound, err
 }
 
 // Release lets a held ledger go on. unsent says what becomes of the sends that were waiting when it was held and that it may
