@@ -75,7 +75,11 @@ func TestCuts(t *testing.T) {
 // Replicas restart one after the other and their configuration changes, and callers notice nothing but UNAVAILABLE.
 func TestRolling(t *testing.T) {
 	b := newTestBench(t)
-	r, err := b.roll(rollingPlan{sends: 300, rounds: 1, items: 50, pause: time.Second, quiet: time.Minute})
+	p, err := b.startPostgres()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := b.roll(p, rollingPlan{sends: 300, rounds: 1, items: 50, pause: time.Second, quiet: time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}

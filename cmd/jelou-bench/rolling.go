@@ -38,7 +38,14 @@ Fields: accepted (rows in the ledger), lost, doubled, contradicted (as in crash)
 anything but success or UNAVAILABLE), retried_calls (UNAVAILABLE, then called again), violations (arrivals that made a window hold
 more than Jelou allows), http_429, restarts, stop_max_ms (the longest stop in order), reloads, stale (replicas that at the end have
 another version of the configuration in force than the file).
---quick: once around, over 500 sends.`,
+
+Then eight companies of 5 requests a second at full demand of two callers, over a network of 60 ms: by turns the configuration stays, and is
+replaced every second by one with other weights, callers, bounds, log level, attempt timeout and floor of the lower lanes, and the same
+allowance, so that a window that a reload leaves empty shows.
+
+Fields: quiet_utilization, reload_utilization (the share of the allowance that was used in the one and the other turns, each
+company alike), reload_ratio (the second by the first). What broke in this part is in the fields above.
+--quick: once around, over 300 sends, and one turn of 7 s of each kind.`,
 	run: rolling,
 }
 
@@ -53,8 +60,16 @@ type rollingPlan struct {
 func rolling(b *bench) error {
 	plan := pick(b,
 		rollingPlan{sends: 4000, rounds: 6, items: 200, pause: 5 * time.Second, quiet: time.Minute},
-		rollingPlan{sends: 500, rounds: 1, items: 50, pause: 2 * time.Second, quiet: 10 * time.Second})
-	r, err := b.roll(plan)
+		rollingPlan{sends: 300, rounds: 1, items: 50, pause: time.Second, quiet: 10 * time.Second})
+	p, err := b.startPostgres()
+	if err != nil {
+		return err
+	}
+	r, err := b.roll(p, plan)
+	if err != nil {
+		return err
+	}
+	full, err := b.reload(p, pick(b, reloadPlan{companies: 8, rounds: 6, long: 15 * time.Second}, reloadPlan{companies: 8, rounds: 1, long: 7 * time.Second}))
 	if err != nil {
 		return err
 	}
@@ -62,22 +77,29 @@ func rolling(b *bench) error {
 	for f, n := range r.endings {
 		t.add(f.code, f.reason, n)
 	}
+	t = b.found.table("Full demand of 8 companies, 5 a second, 60 ms, three replicas", "configuration", "reloads", "utilization", "worst window", "429")
+	t.add("stays", 0, full.quiet, full.worst, full.throttled)
+	t.add("changes every second", full.count, full.changing, full.worst, full.throttled)
 	f := &b.found
 	f.set("accepted", r.accepted)
 	f.set("lost", r.lost)
-	f.set("doubled", r.doubled)
+	f.set("doubled", r.doubled+full.doubled)
 	f.set("contradicted", len(r.contradicted))
 	f.set("failed_calls", r.failed())
 	f.set("retried_calls", r.retried())
-	f.set("violations", r.violated)
-	f.set("http_429", r.throttled)
+	f.set("violations", r.violated+full.violations)
+	f.set("http_429", r.throttled+full.counted.throttled)
 	f.set("restarts", len(r.stops))
 	f.set("stop_max_ms", rounded(percentile(r.stops, 100), 0))
 	f.set("reloads", r.reloads)
-	f.set("stale", r.stale)
+	f.set("stale", r.stale+full.stale)
 	for _, field := range []string{"lost", "doubled", "contradicted", "failed_calls", "violations", "http_429", "stale"} {
 		f.mustBe(field, 0)
 	}
+	f.set("quiet_utilization", rounded(full.quiet, 4))
+	f.set("reload_utilization", rounded(full.changing, 4))
+	f.set("reload_ratio", rounded(full.changing/full.quiet, 4))
+	f.atLeast("reload_ratio", 0.99)
 	return nil
 }
 
@@ -123,18 +145,15 @@ func (r *roller) failed() (n int) {
 }
 
 // roll runs the whole.
-func (b *bench) roll(plan rollingPlan) (*roller, error) {
-	r := &roller{plan: plan, endings: map[failure]int{}, campaign: campaign{
-		b: b, account: account{ledger: "postgres", replicas: 3}, rng: rand.New(rand.NewPCG(b.rng.Uint64(), 3)),
-		plan: crashPlan{sends: plan.sends, items: plan.items, quiet: plan.quiet},
-	}}
-	p, err := b.startPostgres()
+func (b *bench) roll(p *postgres, plan rollingPlan) (*roller, error) {
+	url, err := p.database()
 	if err != nil {
 		return nil, err
 	}
-	if r.url, err = p.database(); err != nil {
-		return nil, err
-	}
+	r := &roller{plan: plan, endings: map[failure]int{}, campaign: campaign{
+		b: b, account: account{ledger: "postgres", replicas: 3}, url: url, rng: rand.New(rand.NewPCG(b.rng.Uint64(), 3)),
+		plan: crashPlan{sends: plan.sends, items: plan.items, quiet: plan.quiet},
+	}}
 	r.tenants = busy(tenants("rolling", 4), 15, time.Second)
 	if r.sim, err = b.startSimulatorFor(jelousim.Config{
 		Processing: jelousim.Processing{Min: jelousim.Duration(5 * time.Millisecond), Max: jelousim.Duration(200 * time.Millisecond)},
@@ -189,7 +208,8 @@ func (r *roller) load() error {
 	if err != nil {
 		return err
 	}
-	return r.checkVersions()
+	r.stale, err = r.fleet.stale("")
+	return err
 }
 
 // callAll sends the other half as single calls that wait.
@@ -298,7 +318,7 @@ func (r *roller) mistake(n int) error {
 	return r.replace(n + 1)
 }
 
-// replace puts the n-th configuration in place, as an editor does it. Every fourth is bad.
+// replace puts the n-th configuration in place. Every fourth is bad.
 func (r *roller) replace(n int) error {
 	c := r.fleet.config
 	c.Bounds = &configv1.Bounds{LaneWaiting: int32(100_000 + n)}
@@ -307,51 +327,60 @@ func (r *roller) replace(n int) error {
 		company.AttemptTimeout = durationpb.New(time.Duration(5+n%3) * time.Second)
 		company.Allowance = &configv1.Allowance{Requests: int32(15 - n%4), Window: durationpb.New(time.Second + time.Duration(n%3)*100*time.Millisecond)}
 	}
+	more := ""
+	if n%4 == 3 {
+		more = `, "no_such_field": 1`
+	}
+	r.reloads++
+	return r.fleet.put(c, more)
+}
+
+// put replaces the configuration as an editor does it, with more fields where they are given.
+func (f *fleet) put(c *configv1.Config, more string) error {
 	text, err := protojson.Marshal(c)
 	if err != nil {
 		return err
 	}
-	if n%4 == 3 {
-		text = append(text[:len(text)-1], []byte(`, "no_such_field": 1}`)...)
-	}
-	if err := os.WriteFile(r.fleet.path+".new", text, 0o600); err != nil {
+	if err := os.WriteFile(f.path+".new", append(text[:len(text)-1], more+"}"...), 0o600); err != nil {
 		return err
 	}
-	r.reloads++
-	return os.Rename(r.fleet.path+".new", r.fleet.path)
+	return os.Rename(f.path+".new", f.path)
 }
 
-// checkVersions counts the replicas that do not have the file in force within a time.
-func (r *roller) checkVersions() error {
-	text, err := os.ReadFile(r.fleet.path)
+// stale counts the replicas that do not have the file in force within a time. They are asked with an admin's key, where there are callers.
+func (f *fleet) stale(key string) (stale int, err error) {
+	text, err := os.ReadFile(f.path)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	want := fmt.Sprintf("%x", sha256.Sum256(text))[:12]
-	for seat := range r.fleet.seats {
-		rest := r.fleet.seats[seat].Load().rest
+	for seat := range f.seats {
+		rest := f.seats[seat].Load().rest
 		version := ""
 		for deadline := time.Now().Add(5 * time.Second); version != want && time.Now().Before(deadline); {
-			if version, err = versionOf(r.b.ctx, rest); err != nil {
-				return err
+			if version, err = versionOf(f.b.ctx, rest, key); err != nil {
+				return 0, err
 			}
-			if err := r.b.sleep(50 * time.Millisecond); err != nil {
-				return err
+			if err := f.b.sleep(50 * time.Millisecond); err != nil {
+				return 0, err
 			}
 		}
 		if version != want {
-			r.stale++
-			r.b.progress("replica %d has version %s in force, and the file is %s", seat, version, want)
+			stale++
+			f.b.progress("replica %d has version %s in force, and the file is %s", seat, version, want)
 		}
 	}
-	return nil
+	return stale, nil
 }
 
 // versionOf is the version of the configuration that a facade has in force.
-func versionOf(ctx context.Context, rest string) (string, error) {
+func versionOf(ctx context.Context, rest, key string) (string, error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, rest+"/configz", nil)
 	if err != nil {
 		return "", err
+	}
+	if key != "" {
+		request.Header.Set("X-Api-Key", key)
 	}
 	answer, err := http.DefaultClient.Do(request)
 	if err != nil {

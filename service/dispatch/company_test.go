@@ -112,6 +112,38 @@ func TestPlanOfTheFirst(t *testing.T) {
 	})
 }
 
+// TestSetKeepsSlots: a company at full demand whose settings are replaced before every look, the allowance aside, begins every send when
+// one does that is left alone.
+func TestSetKeepsSlots(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		begins := func(change func(c *company, n int)) (all []time.Duration) {
+			c := newTestCompany(0)
+			r := begun(t, c)
+			r.lanes = []ledger.Lane{ledger.Bulk}
+			began := time.Now()
+			c.woken(began, ledger.Wake{Company: 1, Lanes: 1 << ledger.Bulk, Here: true})
+			for n := range 300 {
+				change(c, n)
+				at, _ := c.plan(time.Now()) // as Dispatcher.Update does
+				time.Sleep(time.Until(at))
+				if d, _, _ := r.claim(c); d.choice.Lane != 0 {
+					all = append(all, time.Since(began))
+					r.settle(t, r.claimNo, c)
+					c.landed(time.Now(), time.Now(), true)
+				}
+			}
+			return all
+		}
+		alone := begins(func(*company, int) {})
+		changed := begins(func(c *company, n int) {
+			c.set(&Company{ID: 1, AttemptTimeout: time.Duration(10+n%3) * time.Second, Pace: pace.Config{LowerFloor: 5 + n%2}})
+		})
+		if len(alone) < 100 || !slices.Equal(alone, changed) {
+			t.Errorf("sends began after\n%v, and left alone after\n%v", changed, alone)
+		}
+	})
+}
+
 // TestPlanOfTheSecond is a replica that stands by: it looks without a lock, a moment after the slot, and claims only where
 // the first has not.
 func TestPlanOfTheSecond(t *testing.T) {
