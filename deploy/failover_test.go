@@ -33,19 +33,12 @@ func TestFailoverLosesTheTail(t *testing.T) {
 	primary := ledgertest.NewCluster(t)
 	standby := primary.NewStandby(t)
 	control := c.startSimulator(t)
-	config := writeFailoverConfig(t, c.addresses.Replace("http://jelousim:7070"), primary, standby)
+	config := writeConfig(t, c.addresses.Replace("http://jelousim:7070"), ledgerOn(t, primary, standby))
 	facade := filepath.Join(c.programs, "jelou-facade")
 	lines := start(t, exec.Command(facade, "serve", "--config", config))
 	address, rest, admin := next(t, lines, "gRPC "), next(t, lines, "REST "), next(t, lines, "admin ")
-	conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	ways := map[string]way{
-		"grpc": func(t *testing.T, id string) (string, string) { return sendOverGRPC(t, conn, id) },
-		"rest": func(t *testing.T, id string) (string, string) { return sendOverREST(t, rest, id) },
-	}
+	conn := dial(t, address)
+	ways := waysTo(conn, rest)
 	batches := facadev1.NewBatchServiceClient(conn)
 	batch := createPausedBatch(t, batches)
 	counts := func() *facadev1.BatchCounts {
@@ -99,6 +92,24 @@ func TestFailoverLosesTheTail(t *testing.T) {
 // way sends a message and gives the state that it has then, or the reason of the refusal.
 type way func(t *testing.T, id string) (state, reason string)
 
+// waysTo are the ways to a server.
+func waysTo(conn *grpc.ClientConn, rest string) map[string]way {
+	return map[string]way{
+		"grpc": func(t *testing.T, id string) (string, string) { return sendOverGRPC(t, conn, id) },
+		"rest": func(t *testing.T, id string) (string, string) { return sendOverREST(t, rest, id) },
+	}
+}
+
+func dial(t *testing.T, address string) *grpc.ClientConn {
+	t.Helper()
+	conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	return conn
+}
+
 // eachWay sends a message of its own over each way.
 func eachWay(t *testing.T, ways map[string]way, id, state, reason string) {
 	t.Helper()
@@ -120,9 +131,9 @@ func sendOverGRPC(t *testing.T, conn *grpc.ClientConn, id string) (state, reason
 		}
 	}
 	if err != nil {
-		t.Fatal(err)
+		t.Error(err)
 	}
-	return answer.Send.State.String(), ""
+	return answer.GetSend().GetState().String(), ""
 }
 
 func sendOverREST(t *testing.T, address, id string) (state, reason string) {
@@ -133,7 +144,7 @@ func sendOverREST(t *testing.T, address, id string) (state, reason string) {
 		Error struct{ Details []struct{ Reason string } }
 	}
 	if err := json.Unmarshal([]byte(text), &answer); err != nil {
-		t.Fatalf("%v: %s", err, text)
+		t.Errorf("%v: %s", err, text)
 	}
 	for _, detail := range answer.Error.Details {
 		reason = cmp.Or(reason, detail.Reason)
@@ -178,8 +189,8 @@ func checkArrived(t *testing.T, control string, want int) {
 	}
 }
 
-// writeFailoverConfig writes a configuration whose ledger is on whichever server takes writes.
-func writeFailoverConfig(t *testing.T, api string, servers ...*ledgertest.Cluster) string {
+// ledgerOn is the URL of a ledger on whichever server takes writes.
+func ledgerOn(t *testing.T, servers ...*ledgertest.Cluster) string {
 	t.Helper()
 	var hosts []string
 	for _, s := range servers {
@@ -189,14 +200,20 @@ func writeFailoverConfig(t *testing.T, api string, servers ...*ledgertest.Cluste
 		}
 		hosts = append(hosts, u.Host)
 	}
+	return fmt.Sprintf("postgres://postgres@%s/postgres?sslmode=disable&target_session_attrs=read-write", strings.Join(hosts, ","))
+}
+
+// writeConfig writes a configuration of one company.
+func writeConfig(t *testing.T, api, ledger string) string {
+	t.Helper()
 	folder := t.TempDir()
 	config := filepath.Join(folder, "facade.yaml")
 	for file, text := range map[string]string{"id": "sandbox\n", "secret": "sandbox\n", "facade.yaml": fmt.Sprintf(`
 listen: {grpc: "127.0.0.1:0", http: "127.0.0.1:0"}
 admin: {address: "127.0.0.1:0"}
-ledger: {url: "postgres://postgres@%s/postgres?sslmode=disable&target_session_attrs=read-write"}
+ledger: {url: %q}
 companies: [{id: sandbox, base_url: %q, client_id_file: id, client_secret_file: secret, bots: [demo]}]
-`, strings.Join(hosts, ","), api)} {
+`, ledger, api)} {
 		if err := os.WriteFile(filepath.Join(folder, file), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}

@@ -3,7 +3,6 @@ package deploy
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -262,11 +261,15 @@ func build(t *testing.T, folder string, names ...string) {
 	}
 }
 
-// start runs a program until the test ends, and gives its lines of standard output. What it logs is shown where the test fails.
+// start runs a program until the test ends, and gives its lines of standard output. What it logs is in a file, and shown where the test
+// fails.
 func start(t *testing.T, command *exec.Cmd) *bufio.Scanner {
 	t.Helper()
-	var log bytes.Buffer
-	command.Stderr = &log
+	log, err := os.Create(filepath.Join(t.TempDir(), "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	command.Stderr = log
 	out, err := command.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -278,10 +281,21 @@ func start(t *testing.T, command *exec.Cmd) *bufio.Scanner {
 		_ = command.Process.Signal(syscall.SIGTERM) // fails only when it has ended
 		_, _ = io.Copy(io.Discard, out)
 		if err := command.Wait(); err != nil || t.Failed() {
-			t.Errorf("%s: %v\n%s", filepath.Base(command.Path), err, log.Bytes())
+			t.Errorf("%s: %v\n%s", filepath.Base(command.Path), err, logOf(t, command))
 		}
+		_ = log.Close()
 	})
 	return bufio.NewScanner(out)
+}
+
+// logOf is what a program that was started has logged so far.
+func logOf(t *testing.T, command *exec.Cmd) string {
+	t.Helper()
+	text, err := os.ReadFile(command.Stderr.(*os.File).Name())
+	if err != nil {
+		t.Error(err)
+	}
+	return string(text)
 }
 
 // next is the rest of the next line that begins so.
