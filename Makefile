@@ -20,7 +20,7 @@ GENERATED := gen proto service/openapi.json
 comma := ,
 
 .DEFAULT_GOAL := help
-.PHONY: alerts clients client_tools help run build reproducible sbom licences vulnerabilities test postgres generate generated docs session lint breaking modules check tools prometheus systemd deploy-check pgbouncer
+.PHONY: alerts clients client_tools help run build reproducible sbom licences vulnerabilities test postgres generate generated docs session lint breaking modules check tools prometheus systemd deploy-check pgbouncer dashboard browser
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -135,6 +135,14 @@ pgbouncer:
 
 alerts: prometheus ## Hold the alert rules and the dashboard to promtool, the runbook and the running server
 	go test -count=1 -run 'TestRules|TestRunbook|TestMetricsOfRules' ./service
+
+dashboard: postgres prometheus browser ## Draw docs/dashboard.png, the dashboard after ten minutes of a real run
+	cd deploy/grafana/preview && npm ci --ignore-scripts && npm run build
+	go test -count=1 -v -timeout 20m -run TestDashboard ./deploy -picture ../docs/dashboard.png
+
+browser:
+	$(call available,command -v chromium >/dev/null,chromium,Chromium: install it (Debian: chromium) so that chromium is in PATH)
+	$(call available,command -v npm >/dev/null,nodejs npm,Node 20 with npm in PATH)
 
 prometheus:
 	$(call available,command -v prometheus >/dev/null && command -v promtool >/dev/null,prometheus,Prometheus: install it (Debian: prometheus) so that prometheus and promtool are in PATH)
