@@ -14,9 +14,11 @@ import (
 
 	_ "github.com/jackc/pgx/v5/stdlib" // the driver pgx
 
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	facadev1 "github.com/jelou-facade/jelou-facade/gen/jelou/facade/v1"
 	"github.com/jelou-facade/jelou-facade/service/ledger"
@@ -37,7 +39,19 @@ func TestLedgerHeld(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := l.Add(ctx, []ledger.NewSend{{Company: company, Lane: ledger.Normal, Caller: "anonymous", Bot: "demo", Recipient: "pseudonym", Kind: "text"}}); err != nil {
+		spec, err := proto.Marshal(&facadev1.BatchSpec{BotId: "demo"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		batch, _, err := l.CreateBatch(ctx, ledger.NewBatch{Company: company, Lane: ledger.Bulk, Caller: "anonymous", Bot: "demo", Spec: spec})
+		if err != nil {
+			t.Fatal(err)
+		}
+		waiting := ledger.NewSend{Company: company, Lane: ledger.Normal, Caller: "anonymous", Bot: "demo", Recipient: "pseudonym", Kind: "text"}
+		failed := waiting
+		failed.Queue, failed.Pos, failed.Final = batch.ID.Queue, 1, &ledger.Final{Reason: "INVALID_FIELD"}
+		added, err := l.Add(ctx, []ledger.NewSend{waiting, failed})
+		if err != nil {
 			t.Fatal(err)
 		}
 		if err := l.Close(); err != nil {
@@ -64,7 +78,25 @@ func TestLedgerHeld(t *testing.T) {
 		if reasonOf(err) != "LEDGER_HELD" {
 			t.Error(err)
 		}
+		// Nor does anything end that may have been sent, nor is anything made of it.
+		id, batchID := added[0].Send.ID.String(), batch.ID.String()
+		for _, c := range []struct {
+			method            string
+			request, response proto.Message
+		}{
+			{"SendService/CancelSend", &facadev1.CancelSendRequest{SendId: id}, &facadev1.CancelSendResponse{}},
+			{"BatchService/CancelBatch", &facadev1.CancelBatchRequest{BatchId: batchID}, &facadev1.CancelBatchResponse{}},
+			{"BatchService/ReplayBatch", &facadev1.ReplayBatchRequest{BatchId: batchID, States: []facadev1.Send_State{facadev1.Send_FAILED}}, &facadev1.ReplayBatchResponse{}},
+		} {
+			if _, err := tr.call(ctx, f, c.method, c.request, c.response); status.Code(err) != codes.Unavailable || reasonOf(err) != "LEDGER_HELD" {
+				t.Errorf("%s: %v", c.method, err)
+			}
+		}
 		f.must(f.ledger.Release(ctx, ledger.Unknown))
+		got := &facadev1.GetSendResponse{}
+		if _, err := tr.call(ctx, f, "SendService/GetSend", &facadev1.GetSendRequest{SendId: id}, got); err != nil || got.Send.State != facadev1.Send_UNKNOWN {
+			t.Errorf("released %v, %v", got, err)
+		}
 		f.eventually(func() bool {
 			_, _, err := f.sendText(tr, textTo(openUser, "detenido"))
 			return err == nil
@@ -149,6 +181,43 @@ func backup(t *testing.T, address string) (restore func()) {
 	return func() {
 		t.Helper()
 		each(`EXECUTE format('TRUNCATE public.%1$I', name); EXECUTE format('INSERT INTO public.%1$I TABLE backup.%1$I', name);`)
+	}
+}
+
+// TestHeldWhileItWaits: a ledger that is found to have gone back in time while a call waits cannot say that the send was not
+// sent, and does not.
+func TestHeldWhileItWaits(t *testing.T) {
+	address := ledgertest.Postgres(t)
+	f := newFacade(t, func(s *setup) { s.ledger.URL = address })
+	db, err := sql.Open("pgx", address)
+	f.must(err)
+	defer db.Close()
+	for reason := "LEDGER_HELD"; reason == "LEDGER_HELD"; { // what the server saw of it may be as old as that it is held
+		if _, _, err := f.sendText(transports[0], textTo(openUser, "antes")); err != nil {
+			t.Fatal(err)
+		}
+		_, err := db.ExecContext(t.Context(), `UPDATE home SET held = 1, held_at = (extract(epoch FROM now() + interval '1 minute') * 1000000)::bigint`)
+		f.must(err)
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+		_, err = facadev1.NewMessageServiceClient(f.conn).SendMessage(ctx, textTo(openUser, "durante"))
+		cancel()
+		if reason = reasonOf(err); reason == "OUTCOME_UNKNOWN" {
+			id := detailOf[*errdetails.ErrorInfo](err).Metadata["send_id"]
+			got, err := facadev1.NewSendServiceClient(f.conn).GetSend(t.Context(), &facadev1.GetSendRequest{SendId: id})
+			if err != nil || got.Send.State != facadev1.Send_PENDING {
+				t.Errorf("%v, %v", got, err)
+			}
+		} else if reason != "LEDGER_HELD" {
+			t.Errorf("the call was told %v", err)
+		}
+		f.must(f.ledger.Release(t.Context(), ledger.Unknown))
+		f.eventually(func() bool {
+			_, _, err := f.sendText(transports[0], textTo(openUser, "después"))
+			return err == nil
+		})
+	}
+	if n := len(f.sim.SendsWithText("durante")); n != 0 {
+		t.Errorf("it was sent %d times", n)
 	}
 }
 

@@ -36,7 +36,8 @@ A proxy in front of PostgreSQL that ends the connection in place of the answer t
 SIGSTOP of a replica for three leases, then SIGCONT: inside the claim's transaction, after the claim was committed and before the
 request is written, while Jelou answers, and after Jelou answered and before that is written. Another replica must go on within 3 s.
 A base backup, 1,000 sends, and the backup put in the ledger's place: recovered to a new timeline and served by a new process; as it was, under a
-process that ran through it; and a copied SQLite file. Nothing may leave until somebody releases the ledger, and nothing twice after.
+process that ran through it; and a copied SQLite file. Nothing may leave until somebody releases the ledger, and nothing twice after; 50 sends with
+ids whose time is over by then are asked for again.
 Two replicas that get the same 1,000 request ids in opposite order. A second process on one SQLite file.
 What the ledger's own tests show better is run as tests and listed by name: every (state, event) pair against the CHECKs,
 writers that commit out of order, cursors in commit order, two replicas with the same ids, commits without an answer.
