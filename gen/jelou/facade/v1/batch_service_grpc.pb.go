@@ -63,7 +63,7 @@ type BatchServiceClient interface {
 	WatchBatch(ctx context.Context, in *WatchBatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchBatchResponse], error)
 	// Cancels what has not left; items under way finish. Takes no more items.
 	//
-	// Errors: NOT_FOUND RESOURCE_NOT_FOUND, FAILED_PRECONDITION BATCH_ENDED when it is completed.
+	// Errors: NOT_FOUND RESOURCE_NOT_FOUND, FAILED_PRECONDITION BATCH_ENDED when it is completed, UNAVAILABLE LEDGER_HELD.
 	CancelBatch(ctx context.Context, in *CancelBatchRequest, opts ...grpc.CallOption) (*CancelBatchResponse, error)
 	// Stops sending; items under way finish, uploads go on.
 	//
@@ -75,7 +75,7 @@ type BatchServiceClient interface {
 	ResumeBatch(ctx context.Context, in *ResumeBatchRequest, opts ...grpc.CallOption) (*ResumeBatchResponse, error)
 	// Makes a new batch of the items that did not go: FAILED, UNKNOWN or EXPIRED, as chosen. An item is replayed at most once.
 	//
-	// Errors: NOT_FOUND RESOURCE_NOT_FOUND, FAILED_PRECONDITION NOTHING_TO_REPLAY when no item matches.
+	// Errors: NOT_FOUND RESOURCE_NOT_FOUND, FAILED_PRECONDITION NOTHING_TO_REPLAY when no item matches, UNAVAILABLE LEDGER_HELD.
 	ReplayBatch(ctx context.Context, in *ReplayBatchRequest, opts ...grpc.CallOption) (*ReplayBatchResponse, error)
 }
 
@@ -222,7 +222,7 @@ type BatchServiceServer interface {
 	WatchBatch(*WatchBatchRequest, grpc.ServerStreamingServer[WatchBatchResponse]) error
 	// Cancels what has not left; items under way finish. Takes no more items.
 	//
-	// Errors: NOT_FOUND RESOURCE_NOT_FOUND, FAILED_PRECONDITION BATCH_ENDED when it is completed.
+	// Errors: NOT_FOUND RESOURCE_NOT_FOUND, FAILED_PRECONDITION BATCH_ENDED when it is completed, UNAVAILABLE LEDGER_HELD.
 	CancelBatch(context.Context, *CancelBatchRequest) (*CancelBatchResponse, error)
 	// Stops sending; items under way finish, uploads go on.
 	//
@@ -234,7 +234,7 @@ type BatchServiceServer interface {
 	ResumeBatch(context.Context, *ResumeBatchRequest) (*ResumeBatchResponse, error)
 	// Makes a new batch of the items that did not go: FAILED, UNKNOWN or EXPIRED, as chosen. An item is replayed at most once.
 	//
-	// Errors: NOT_FOUND RESOURCE_NOT_FOUND, FAILED_PRECONDITION NOTHING_TO_REPLAY when no item matches.
+	// Errors: NOT_FOUND RESOURCE_NOT_FOUND, FAILED_PRECONDITION NOTHING_TO_REPLAY when no item matches, UNAVAILABLE LEDGER_HELD.
 	ReplayBatch(context.Context, *ReplayBatchRequest) (*ReplayBatchResponse, error)
 	mustEmbedUnimplementedBatchServiceServer()
 }

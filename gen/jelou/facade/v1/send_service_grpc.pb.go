@@ -41,7 +41,7 @@ type SendServiceClient interface {
 	ListSends(ctx context.Context, in *ListSendsRequest, opts ...grpc.CallOption) (*ListSendsResponse, error)
 	// Cancels a send that has not left.
 	//
-	// Errors: NOT_FOUND RESOURCE_NOT_FOUND, FAILED_PRECONDITION ALREADY_SENDING when it is too late.
+	// Errors: NOT_FOUND RESOURCE_NOT_FOUND, FAILED_PRECONDITION ALREADY_SENDING when it is too late, UNAVAILABLE LEDGER_HELD.
 	CancelSend(ctx context.Context, in *CancelSendRequest, opts ...grpc.CallOption) (*CancelSendResponse, error)
 	// Settles an UNKNOWN send by what a person found out.
 	//
@@ -113,7 +113,7 @@ type SendServiceServer interface {
 	ListSends(context.Context, *ListSendsRequest) (*ListSendsResponse, error)
 	// Cancels a send that has not left.
 	//
-	// Errors: NOT_FOUND RESOURCE_NOT_FOUND, FAILED_PRECONDITION ALREADY_SENDING when it is too late.
+	// Errors: NOT_FOUND RESOURCE_NOT_FOUND, FAILED_PRECONDITION ALREADY_SENDING when it is too late, UNAVAILABLE LEDGER_HELD.
 	CancelSend(context.Context, *CancelSendRequest) (*CancelSendResponse, error)
 	// Settles an UNKNOWN send by what a person found out.
 	//
