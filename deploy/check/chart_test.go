@@ -230,7 +230,8 @@ func (m *manifests) checkPod(t *testing.T) {
 	}
 }
 
-// checkFiles: every file that the configuration names is in a secret that is mounted, and the server takes the rest.
+// checkFiles: every file that the configuration names is in a secret that is mounted, the audit log is where something may be written, and
+// the server takes the rest.
 func (m *manifests) checkFiles(t *testing.T) {
 	t.Helper()
 	const secrets = "/etc/jelou-facade/secrets"
@@ -238,9 +239,21 @@ func (m *manifests) checkFiles(t *testing.T) {
 	mounted := map[string]string{}
 	for _, mount := range pod.Containers[0].VolumeMounts {
 		mounted[mount.MountPath] = mount.Name
-		if !mount.ReadOnly || !slices.ContainsFunc(pod.Volumes, func(v corev1.Volume) bool { return v.Name == mount.Name }) {
-			t.Errorf("%s: not read-only, or no volume", mount.MountPath)
+		own := strings.HasPrefix(mount.MountPath, "/etc/jelou-facade/")
+		if mount.ReadOnly != own || !slices.ContainsFunc(pod.Volumes, func(v corev1.Volume) bool { return v.Name == mount.Name }) {
+			t.Errorf("%s: read-only %t, or no volume", mount.MountPath, mount.ReadOnly)
 		}
+	}
+	var config struct {
+		Audit struct {
+			LogFile string `json:"log_file"`
+		}
+	}
+	if err := yaml.Unmarshal([]byte(m.config.Data["facade.yaml"]), &config); err != nil {
+		t.Fatal(err)
+	}
+	if file := config.Audit.LogFile; file != "" && (mounted[filepath.Dir(file)] == "" || *pod.SecurityContext.FSGroup != *pod.SecurityContext.RunAsGroup) {
+		t.Errorf("the server may not write %s", file)
 	}
 	if mounted["/etc/jelou-facade/config"] != "config" || pod.Containers[0].Args[2] != "/etc/jelou-facade/config/facade.yaml" {
 		t.Error("the server is not given its configuration")
