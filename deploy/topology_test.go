@@ -71,6 +71,12 @@ func TestTopology(t *testing.T) {
 	}
 	t.Logf("%d sends through %d facades: worst window %d of %d", report.Accepted, len(rest), report.WorstWindow, report.Requests)
 	await(t, "Prometheus to read three facades", func() bool { return prometheus.value(t, `count(up{job="jelou-facade"} == 1)`) == "3" })
+	var rules struct {
+		Data struct{ Groups []struct{ Name string } }
+	}
+	if getJSON(t, string(prometheus)+"/api/v1/rules", &rules); len(rules.Data.Groups) == 0 {
+		t.Error("Prometheus has not read the alert rules")
+	}
 }
 
 // compose is what compose.yaml says, and what stands in for its names here.
@@ -217,6 +223,9 @@ func (c *compose) startPrometheus(t *testing.T, admin []string) prometheus {
 		}
 	}
 	if err := os.WriteFile(filepath.Join(folder, "prometheus.yml"), []byte(replaced), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.CopyFS(folder, os.DirFS("prometheus")); err != nil {
 		t.Fatal(err)
 	}
 	address := freeAddress(t)
