@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"google.golang.org/grpc/metadata"
-	"google.golang.org/protobuf/types/known/durationpb"
 
 	configv1 "github.com/jelou-facade/jelou-facade/gen/jelou/facade/config/v1"
 	"github.com/jelou-facade/jelou-facade/service/caller"
@@ -126,7 +125,6 @@ func (f *fleet) vary(n int) error {
 	c.Bounds = &configv1.Bounds{LaneWaiting: int32(100_000 + n)}
 	c.Log.Level = []configv1.Log_Level{configv1.Log_WARN, configv1.Log_ERROR}[n%2]
 	for _, company := range c.Companies {
-		company.AttemptTimeout = durationpb.New(time.Duration(10+n%3) * time.Second)
 		company.LowerLaneFloor = int32(5 + n%2)
 	}
 	return f.put(c, "")

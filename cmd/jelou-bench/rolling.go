@@ -40,7 +40,7 @@ more than Jelou allows), http_429, restarts, stop_max_ms (the longest stop in or
 another version of the configuration in force than the file).
 
 Then eight companies of 5 requests a second at full demand of two callers, over a network of 60 ms: by turns the configuration stays, and is
-replaced every second by one with other weights, callers, bounds, log level, attempt timeout and floor of the lower lanes, and the same
+replaced every second by one with other weights, callers, bounds, log level and floor of the lower lanes, and the same
 allowance, so that a window that a reload leaves empty shows.
 
 Fields: quiet_utilization, reload_utilization (the share of the allowance that was used in the one and the other turns, each
@@ -88,7 +88,7 @@ func rolling(b *bench) error {
 	f.set("failed_calls", r.failed())
 	f.set("retried_calls", r.retried())
 	f.set("violations", r.violated+full.violations)
-	f.set("http_429", r.throttled+full.counted.throttled)
+	f.set("http_429", r.throttled+full.throttled)
 	f.set("restarts", len(r.stops))
 	f.set("stop_max_ms", rounded(percentile(r.stops, 100), 0))
 	f.set("reloads", r.reloads)

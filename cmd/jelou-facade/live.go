@@ -285,10 +285,16 @@ func (v *live) tenants(ctx context.Context, config *configv1.Config) (map[string
 // discard closes what was made for a configuration that is refused.
 func (v *live) discard(companies map[string]*tenant) {
 	for id, t := range companies {
-		if v.companies[id] != t {
+		if !v.uses(id, t.company.Client) {
 			t.company.Client.Close()
 		}
 	}
+}
+
+// uses reports whether the company in force has this client.
+func (v *live) uses(id string, client *jelou.Client) bool {
+	t := v.companies[id]
+	return t != nil && t.company.Client == client
 }
 
 // newTenant makes a company, with what it keeps of the one before; nil for a new one.
@@ -307,16 +313,17 @@ func (v *live) newTenant(ctx context.Context, c *configv1.Company, before *tenan
 		now := t.credential.Load()
 		return now.id, now.secret, nil
 	}
-	client, err := jelou.New(jelou.Config{
-		BaseURL: c.BaseUrl, NotificationPath: c.NotificationPath, ProxyURL: c.ProxyUrl, AttemptTimeout: c.AttemptTimeout.AsDuration(),
-		Credential: read,
-	})
+	id, err := v.ledger.Company(ctx, c.Id)
 	if err != nil {
 		return nil, err
 	}
-	id, err := v.ledger.Company(ctx, c.Id)
-	if err != nil {
-		client.Close()
+	var client *jelou.Client
+	if before != nil && before.credential == t.credential && sameConnections(before.config, c) {
+		client = before.company.Client // a new one's connections would cost the next slots a handshake
+	} else if client, err = jelou.New(jelou.Config{
+		BaseURL: c.BaseUrl, NotificationPath: c.NotificationPath, ProxyURL: c.ProxyUrl, AttemptTimeout: c.AttemptTimeout.AsDuration(),
+		Credential: read,
+	}); err != nil {
 		return nil, err
 	}
 	t.company = &dispatch.Company{
@@ -324,6 +331,12 @@ func (v *live) newTenant(ctx context.Context, c *configv1.Company, before *tenan
 		AttemptTimeout: c.AttemptTimeout.AsDuration(), RecipientInterval: c.RecipientInterval.AsDuration(),
 	}
 	return t, nil
+}
+
+// sameConnections reports whether a company's requests go the same way as before.
+func sameConnections(before, c *configv1.Company) bool {
+	return before.BaseUrl == c.BaseUrl && before.NotificationPath == c.NotificationPath && before.ProxyUrl == c.ProxyUrl &&
+		before.AttemptTimeout.AsDuration() == c.AttemptTimeout.AsDuration()
 }
 
 // readCredential puts what stands in the files in force, or leaves what is.
@@ -338,14 +351,14 @@ func (t *tenant) readCredential() error {
 // closeAfter is how long a replaced client stays open beyond its attempts.
 const closeAfter = 5 * time.Second
 
-// retire closes the clients of companies that are not in force any more, when nothing uses them, and says what waits for those
+// retire closes the clients that are not in force any more, when nothing uses them, and says what waits for those
 // that are gone. v.mu is held.
 func (v *live) retire(ctx context.Context, before map[string]*tenant) {
 	for id, t := range before {
-		if v.companies[id] == t {
+		client := t.company.Client
+		if v.uses(id, client) {
 			continue
 		}
-		client := t.company.Client
 		v.old[client] = true
 		time.AfterFunc(max(t.company.AttemptTimeout, dispatch.DefaultAttemptTimeout)+closeAfter, func() {
 			client.Close()

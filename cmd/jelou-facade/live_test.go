@@ -31,6 +31,7 @@ import (
 
 	facadev1 "github.com/jelou-facade/jelou-facade/gen/jelou/facade/v1"
 	"github.com/jelou-facade/jelou-facade/service/caller"
+	"github.com/jelou-facade/jelou-facade/service/jelou"
 	"github.com/jelou-facade/jelou-facade/service/jelousim"
 	"github.com/jelou-facade/jelou-facade/service/ledger"
 	"github.com/jelou-facade/jelou-facade/service/reload"
@@ -199,6 +200,35 @@ func TestReloadUnderLoad(t *testing.T) {
 	}
 	if w.level.Level() != slog.LevelDebug {
 		t.Errorf("the level is %s", w.level.Level())
+	}
+}
+
+// TestReloadKeepsConnections: a company whose limits change goes on over the connections that it has; one that is reached in another way does
+// not.
+func TestReloadKeepsConnections(t *testing.T) {
+	w := newLiveWorld(t, func(w *liveWorld) string { return w.plain(fast, "") })
+	client := func() *jelou.Client {
+		w.live.mu.Lock()
+		defer w.live.mu.Unlock()
+		return w.live.companies["sandbox"].company.Client
+	}
+	for _, c := range []struct {
+		company string
+		same    bool
+	}{
+		{`allowance: {requests: 10, window: 0.2s}, evidence: TRANSPORT, lower_lane_floor: 3`, true},
+		{`allowance: {requests: 10, window: 0.2s}, attempt_timeout: 5s`, false},
+		{`allowance: {requests: 20, window: 0.2s}, attempt_timeout: 5s`, true},
+	} {
+		before := client()
+		w.write(w.plain(c.company, ""))
+		if s := w.status("configuration"); s.Refused != nil {
+			t.Fatal(s.Refused.Error)
+		}
+		if same := client() == before; same != c.same {
+			t.Errorf("%s: the same connections: %t", c.company, same)
+		}
+		w.must(w.sendNow(w.dial(), c.company))
 	}
 }
 
