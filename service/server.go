@@ -116,6 +116,7 @@ type Server struct {
 	config    Config
 	core      *core
 	doors     *doors
+	metrics   *callMetrics
 	readiness *readiness
 	grpc      *grpc.Server
 	http      *http.Server
@@ -151,10 +152,11 @@ func New(c Config) (*Server, error) {
 	s.readiness = newReadiness(s.core, c.Logger)
 	observeServer(c.Telemetry, s.readiness, s.doors)
 	observeAudit(c.Telemetry.Meter(), c.Audit)
-	metrics := newCallMetrics(c.Telemetry.Meter())
+	s.metrics = newCallMetrics(c.Telemetry.Meter())
+	s.metrics.enlist(c.Callers)
 	guards := map[transport]*guard{}
 	for _, over := range []transport{overGRPC, overREST} {
-		guards[over] = &guard{log: c.Logger, doors: s.doors, validator: validator, transport: over, metrics: metrics, tracer: c.Telemetry.Tracer(), audit: c.Audit}
+		guards[over] = &guard{log: c.Logger, doors: s.doors, validator: validator, transport: over, metrics: s.metrics, tracer: c.Telemetry.Tracer(), audit: c.Audit}
 	}
 	s.grpc = newGRPC(c, guards[overGRPC])
 	inProcess := new(inprocgrpc.Channel).WithServerUnaryInterceptor(guards[overREST].Unary).WithServerStreamInterceptor(guards[overREST].Stream)
@@ -172,7 +174,7 @@ func New(c Config) (*Server, error) {
 		return nil, err
 	}
 	s.http = &http.Server{
-		Handler: patient(renewing(c.Connections.Age, metrics.measure(gateway))), TLSConfig: c.TLS,
+		Handler: patient(renewing(c.Connections.Age, s.metrics.measure(gateway))), TLSConfig: c.TLS,
 		ConnContext:       func(ctx context.Context, _ net.Conn) context.Context { return withSince(ctx) },
 		ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeaderFrame,
 		ErrorLog: slog.NewLogLogger(c.Logger.Handler(), slog.LevelDebug),
@@ -261,6 +263,7 @@ func (s *Server) Update(settings Settings) {
 	settings.setDefaults()
 	s.core.dispatch.Update(companiesOf(settings.Bots)) // before its bots are known
 	s.core.settings.Store(&settings)
+	s.metrics.enlist(settings.Callers)
 	s.doors.replace(settings.Callers)
 }
 

@@ -9,6 +9,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -165,6 +167,14 @@ func (s *Set) Has(name string) bool {
 		return name == Anonymous
 	}
 	return s.callers[name] != nil
+}
+
+// Names are those of all callers.
+func (s *Set) Names() []string {
+	if !s.Required() {
+		return []string{Anonymous}
+	}
+	return slices.Collect(maps.Keys(s.callers))
 }
 
 // Weights are the weights of all callers, by name.

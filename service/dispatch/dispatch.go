@@ -123,6 +123,9 @@ func New(c Config) *Dispatcher {
 	d.companies.Store(&companies)
 	d.backlogs.Store(&[]ledger.Backlog{})
 	d.metrics = newMetrics(d, c.Meter)
+	for _, co := range c.Companies {
+		d.metrics.enlist(co.Name)
+	}
 	return d
 }
 
@@ -177,6 +180,7 @@ func (d *Dispatcher) Update(companies []*Company) {
 			c = newCompany(co, d.clock, d.log)
 			c.setRank(rank(c.ID, d.config.Ledger.Replica(), d.alive))
 			next[co.ID] = c
+			d.metrics.enlist(co.Name)
 			added = append(added, c)
 			continue
 		}

@@ -31,7 +31,8 @@ const outcomeSent = "sent"
 // metrics are the dispatcher's instruments. Those that are observed are read from what it knows when somebody asks for
 // them, and cost the ledger nothing.
 type metrics struct {
-	attempts metric.Float64Histogram
+	took     metric.Float64Histogram
+	attempts metric.Int64Counter
 	observed []metric.Observable
 
 	requests, worst, allowed, excess, paused, credential  metric.Int64Observable
@@ -43,9 +44,13 @@ func newMetrics(d *Dispatcher, meter metric.Meter) *metrics {
 	if meter == nil {
 		meter = noop.Meter{}
 	}
-	m := &metrics{attempts: must(meter.Float64Histogram("jelou.attempt.duration", metric.WithUnit("s"),
-		metric.WithDescription("How long requests to Jelou took that sent something, by company and outcome."),
-		metric.WithExplicitBucketBoundaries(.01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60)))}
+	m := &metrics{
+		took: must(meter.Float64Histogram("jelou.attempt.duration", metric.WithUnit("s"),
+			metric.WithDescription("How long requests to Jelou took that sent something, by company and outcome."),
+			metric.WithExplicitBucketBoundaries(.01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60))),
+		attempts: must(meter.Int64Counter("jelou.attempts",
+			metric.WithDescription("The same requests, counted, by company and outcome: 0 where there was none yet, so that rules see the first."))),
+	}
 	gauge := func(name, unit, description string) metric.Int64Observable {
 		g := must(meter.Int64ObservableGauge(name, metric.WithUnit(unit), metric.WithDescription(description)))
 		m.observed = append(m.observed, g)
@@ -93,9 +98,19 @@ func must[T any](v T, err error) T {
 	return v
 }
 
+// enlist begins a company's counts at 0: a rule sees an increase only of what it has seen before.
+func (m *metrics) enlist(company string) {
+	m.attempts.Add(context.Background(), 0, with("company", company, "outcome", outcomeSent))
+	for o := jelou.Refused; o <= jelou.Misconfigured; o++ {
+		m.attempts.Add(context.Background(), 0, with("company", company, "outcome", o.String()))
+	}
+}
+
 // noteAttempt measures a request that sent something, or tried to.
 func (m *metrics) noteAttempt(ctx context.Context, company string, took time.Duration, e *jelou.Error) {
-	m.attempts.Record(ctx, took.Seconds(), metric.WithAttributes(attribute.String("company", company), attribute.String("outcome", outcomeOf(e))))
+	outcome := with("company", company, "outcome", outcomeOf(e))
+	m.took.Record(ctx, took.Seconds(), outcome)
+	m.attempts.Add(ctx, 1, outcome)
 }
 
 func outcomeOf(e *jelou.Error) string {
@@ -131,14 +146,17 @@ func (d *Dispatcher) observe(o metric.Observer) {
 		}
 	}
 	d.observeBacklogs(o)
-	s := d.check.Snapshot()
+	s, exceeded := d.check.Snapshot(), map[string]int64{}
 	for _, c := range s.Companies {
 		if !current[c.Company] {
 			continue // it was removed
 		}
 		o.ObserveInt64(m.worst, int64(c.WorstWindow), with("company", c.Company))
 		o.ObserveInt64(m.allowed, int64(c.Allowed), with("company", c.Company))
-		o.ObserveInt64(m.excess, c.Exceeded, with("company", c.Company))
+		exceeded[c.Company] = c.Exceeded
+	}
+	for name := range current { // from 0 on, as in enlist
+		o.ObserveInt64(m.excess, exceeded[name], with("company", name))
 	}
 	for _, u := range s.Unknown {
 		o.ObserveInt64(m.unknown, u.Count, with("age", ageNames[u.Age]))
