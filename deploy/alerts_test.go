@@ -10,6 +10,7 @@ import (
 	"maps"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -42,7 +43,7 @@ var scenarios = []struct {
 	{"the quiet run", quietRun, nil},
 	{"a stop that does not end", slowStop, []string{"JelouNotReady"}},
 	{"no replica", noReplica, []string{"JelouAbsent"}},
-	{"the database stops", databaseStops, []string{"JelouLedgerDown", "JelouNotReady"}},
+	{"the one PostgreSQL stops", databaseStops, []string{"JelouLedgerDown", "JelouNotReady", "JelouReplicationNotSynchronous"}},
 	{"the ledger is a copy", copiedLedger, []string{"JelouLedgerHeld", "JelouNotReady"}},
 	{"one PostgreSQL", singlePostgres, []string{"JelouReplicationNotSynchronous"}},
 	{"a refused credential", refusedCredential, []string{"JelouCredentialRejected"}},
@@ -66,7 +67,7 @@ var invented = []string{"JelouWindowExceeded", "JelouGhostSends"}
 // TestAlerts plays every scenario and has promtool judge, by the rules, what the servers told at /metrics meanwhile. Time is stretched: what
 // was told once stands for as many minutes as the scenario says, so that no test waits for an alert's `for`.
 func TestAlerts(t *testing.T) {
-	programs := t.TempDir()
+	programs, postgres := t.TempDir(), newSynchronous(t)
 	build(t, programs, "jelou-facade")
 	rules := readRules(t)
 	var fired []string
@@ -74,7 +75,7 @@ func TestAlerts(t *testing.T) {
 		fired = append(fired, c.fires...)
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			s := newScene(t, programs, rules)
+			s := newScene(t, programs, postgres, rules)
 			c.play(s)
 			s.judge(c.fires)
 		})
@@ -115,22 +116,26 @@ func readRules(t *testing.T) []rule {
 // scene is where a scenario is played, and what Prometheus would have read there.
 type scene struct {
 	*testing.T
-	program string
-	sim     *jelousim.Server
-	api     string
-	reads   map[string]bool     // the metrics that the rules read
-	series  map[string][]string // a value for each minute
-	minutes int
+	program  string
+	postgres *ledgertest.Cluster // of all scenarios
+	sim      *jelousim.Server
+	api      string
+	reads    map[string]bool     // the metrics that the rules read
+	series   map[string][]string // a value for each minute
+	minutes  int
 }
 
 var metricName = regexp.MustCompile(`\bjelou_[a-z_]+`)
 
-func newScene(t *testing.T, programs string, rules []rule) *scene {
+func newScene(t *testing.T, programs string, postgres *ledgertest.Cluster, rules []rule) *scene {
 	t.Helper()
 	world := jelousim.Sandbox()
 	world.EveryoneOpen, world.Processing = true, jelousim.Processing{}
 	world.Rate = jelousim.Rate{Requests: 5, Window: jelousim.Duration(100 * time.Millisecond)}
-	s := &scene{T: t, program: filepath.Join(programs, "jelou-facade"), sim: jelousim.New(world), reads: map[string]bool{}, series: map[string][]string{}}
+	s := &scene{
+		T: t, program: filepath.Join(programs, "jelou-facade"), postgres: postgres, sim: jelousim.New(world),
+		reads: map[string]bool{}, series: map[string][]string{},
+	}
 	for _, r := range rules {
 		for _, name := range metricName.FindAllString(r.Expr, -1) {
 			s.reads[name] = true
@@ -355,27 +360,45 @@ func attempts(outcome string) string {
 }
 
 // newSynchronous is a PostgreSQL whose standby has every commit before it is answered.
-func (s *scene) newSynchronous() *ledgertest.Cluster {
-	s.Helper()
-	primary := ledgertest.NewCluster(s.T)
-	primary.NewStandby(s.T)
-	ctx, cancel := context.WithTimeout(s.Context(), 30*time.Second)
-	defer cancel()
-	conn, err := pgx.Connect(ctx, primary.URL)
-	s.must(err)
-	defer conn.Close(ctx)
-	for _, statement := range []string{"ALTER SYSTEM SET synchronous_standby_names = '*'", "SELECT pg_reload_conf()"} {
-		_, err := conn.Exec(ctx, statement)
-		s.must(err)
-	}
+func newSynchronous(t *testing.T) *ledgertest.Cluster {
+	t.Helper()
+	primary := ledgertest.NewCluster(t)
+	primary.NewStandby(t)
+	execute(t, primary, "ALTER SYSTEM SET synchronous_standby_names = '*'", "SELECT pg_reload_conf()")
 	return primary
+}
+
+func execute(t *testing.T, database *ledgertest.Cluster, statements ...string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	conn, err := pgx.Connect(ctx, database.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(ctx)
+	for _, statement := range statements {
+		if _, err := conn.Exec(ctx, statement); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// database makes a database of the scenario's own, and gives its URL.
+func (s *scene) database(name string) string {
+	s.Helper()
+	execute(s.T, s.postgres, "CREATE DATABASE "+name)
+	u, err := url.Parse(s.postgres.URL)
+	s.must(err)
+	u.Path = "/" + name
+	return u.String()
 }
 
 // quietRun is a day as it should be: sends in all lanes, single mistakes of callers and of Jelou, a new configuration that one replica has
 // later than the other, and a rolling restart.
 func quietRun(s *scene) {
-	database := s.newSynchronous()
-	a, b := s.start("a", database.URL), s.start("b", database.URL)
+	database := s.database("quiet")
+	a, b := s.start("a", database), s.start("b", database)
 	s.hold(20, a, b)
 	s.must(s.sim.SetFaults(jelousim.Fault{Kind: jelousim.FaultThrottle}, jelousim.Fault{Kind: jelousim.FaultReset, Accepted: true}))
 	for n, lane := range []string{"URGENT", "NORMAL", "BULK", "NORMAL"} {
@@ -428,7 +451,7 @@ func noReplica(s *scene) {
 }
 
 func databaseStops(s *scene) {
-	database := s.newSynchronous()
+	database := ledgertest.NewCluster(s.T)
 	f := s.start("a", database.URL)
 	s.hold(20, f)
 	s.must(database.Signal(syscall.SIGQUIT))
@@ -539,8 +562,8 @@ func badConfiguration(s *scene) {
 }
 
 func twoConfigurations(s *scene) {
-	database := s.newSynchronous()
-	a, b := s.start("a", database.URL), s.start("b", database.URL)
+	database := s.database("differ")
+	a, b := s.start("a", database), s.start("b", database)
 	s.hold(20, a, b)
 	before := b.version()
 	b.append("log: {level: DEBUG}\n")

@@ -46,11 +46,6 @@ func TestDashboard(t *testing.T) {
 		rest, address := c.startFacade(t, fmt.Sprintf("facade-%d", i+1))
 		f.rest, admin = rest, append(admin, address)
 	}
-	rules, err := filepath.Abs("prometheus/alerts.yaml")
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.replace("scrape_configs:", fmt.Sprintf("rule_files: [%q]\nscrape_configs:", rules))
 	p := c.startPrometheus(t, admin)
 	await(t, "Prometheus to read three facades", func() bool { return p.value(t, `count(up{job="jelou-facade"} == 1)`) == "3" })
 

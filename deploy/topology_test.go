@@ -28,7 +28,7 @@ import (
 
 // TestTopology starts what compose.yaml starts, as processes: three facades, PostgreSQL, the simulator and Prometheus, with
 // the settings and secrets of compose, and only the addresses changed. Calls through each facade keep one allowance, callers need the
-// key that prepare.sh made, and Prometheus reads all three.
+// key that prepare.sh made, Prometheus reads all three and judges them by the alert rules, and the dashboard's questions have answers.
 func TestTopology(t *testing.T) {
 	c := newCompose(t)
 	build(t, c.programs, "jelou-facade", "jelousim")
@@ -71,18 +71,18 @@ func TestTopology(t *testing.T) {
 	}
 	t.Logf("%d sends through %d facades: worst window %d of %d", report.Accepted, len(rest), report.WorstWindow, report.Requests)
 	await(t, "Prometheus to read three facades", func() bool { return prometheus.value(t, `count(up{job="jelou-facade"} == 1)`) == "3" })
-	var rules struct {
-		Data struct{ Groups []struct{ Name string } }
-	}
-	if getJSON(t, string(prometheus)+"/api/v1/rules", &rules); len(rules.Data.Groups) == 0 {
-		t.Error("Prometheus has not read the alert rules")
+	await(t, "Prometheus to evaluate every rule", func() bool { return prometheus.evaluated(t) == len(readRules(t)) })
+	for _, expression := range dashboardExpressions(t) {
+		if code, answer := get(t, string(prometheus)+"/api/v1/query?query="+url.QueryEscape(expression)); code != http.StatusOK {
+			t.Errorf("%s: %d %s", expression, code, answer)
+		}
 	}
 }
 
 // compose is what compose.yaml says, and what stands in for its names here.
 type compose struct {
 	Services map[string]struct {
-		Command []string
+		Command, Volumes []string
 	}
 
 	programs  string
@@ -208,25 +208,31 @@ func (c *compose) startFacade(t *testing.T, name string) (rest, admin string) {
 // prometheus is where Prometheus answers.
 type prometheus string
 
-// startPrometheus starts Prometheus with the file of compose.
+// startPrometheus starts Prometheus with the files that compose mounts.
 func (c *compose) startPrometheus(t *testing.T, admin []string) prometheus {
 	t.Helper()
 	folder := t.TempDir()
-	text, err := os.ReadFile("compose/prometheus.yml")
-	if err != nil {
-		t.Fatal(err)
-	}
-	replaced := c.addresses.Replace(string(text))
-	for _, address := range admin {
-		if !strings.Contains(replaced, address) {
-			t.Errorf("Prometheus does not read %s", address)
+	var all strings.Builder
+	for _, volume := range c.Services["prometheus"].Volumes {
+		source, target, _ := strings.Cut(strings.TrimSuffix(volume, ":ro"), ":")
+		file, ok := strings.CutPrefix(target, "/etc/prometheus/")
+		if !ok {
+			continue // where its data is
+		}
+		text, err := os.ReadFile(filepath.Join("compose", source))
+		if err != nil {
+			t.Fatal(err)
+		}
+		replaced := c.addresses.Replace(string(text))
+		all.WriteString(replaced)
+		if err := os.WriteFile(filepath.Join(folder, file), []byte(replaced), 0o600); err != nil {
+			t.Fatal(err)
 		}
 	}
-	if err := os.WriteFile(filepath.Join(folder, "prometheus.yml"), []byte(replaced), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.CopyFS(folder, os.DirFS("prometheus")); err != nil {
-		t.Fatal(err)
+	for _, address := range admin {
+		if !strings.Contains(all.String(), address) {
+			t.Errorf("Prometheus does not read %s", address)
+		}
 	}
 	address := freeAddress(t)
 	args := []string{"--web.listen-address=" + address}
@@ -257,6 +263,50 @@ func (p prometheus) value(t *testing.T, query string) string {
 		return ""
 	}
 	return fmt.Sprint(found.Data.Result[0].Value[1])
+}
+
+// evaluated is how many rules were evaluated; one that cannot be is an error.
+func (p prometheus) evaluated(t *testing.T) (n int) {
+	t.Helper()
+	var found struct {
+		Data struct {
+			Groups []struct {
+				Rules []struct{ Name, Health, LastError string }
+			}
+		}
+	}
+	getJSON(t, string(p)+"/api/v1/rules", &found)
+	for _, g := range found.Data.Groups {
+		for _, r := range g.Rules {
+			switch r.Health {
+			case "ok":
+				n++
+			case "err":
+				t.Fatalf("%s: %s", r.Name, r.LastError)
+			}
+		}
+	}
+	return n
+}
+
+func dashboardExpressions(t *testing.T) (all []string) {
+	t.Helper()
+	text, err := os.ReadFile("grafana/dashboard.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var dashboard struct {
+		Panels []struct{ Targets []struct{ Expr string } }
+	}
+	if err := json.Unmarshal(text, &dashboard); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range dashboard.Panels {
+		for _, target := range p.Targets {
+			all = append(all, strings.ReplaceAll(target.Expr, "$company", ".*")) // the variable, as Grafana fills it in for all
+		}
+	}
+	return all
 }
 
 func build(t *testing.T, folder string, names ...string) {

@@ -2,10 +2,12 @@ package check
 
 import (
 	"context"
+	"encoding/json"
 	"net"
 	"net/netip"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -53,8 +55,8 @@ func TestCompose(t *testing.T) {
 	project := loadCompose(t)
 	local := filepath.Join(project.WorkingDir, "local")
 	prepared := prepare(t)
-	mustExist := func(what, path string) {
-		if _, err := os.Stat(strings.Replace(path, local, prepared, 1)); err != nil {
+	mustExist := func(what, file string) {
+		if _, err := os.Stat(strings.Replace(file, local, prepared, 1)); err != nil {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
@@ -117,6 +119,55 @@ func TestComposeFacades(t *testing.T) {
 	if got := prometheus.Scrape[0].Static[0].Targets; len(want) != 3 || !slices.Equal(got, want) {
 		t.Errorf("Prometheus reads %v, the facades are %v", got, want)
 	}
+}
+
+// TestComposeObserves: Prometheus finds the alert rules and Grafana the dashboard, where the files that name them say.
+func TestComposeObserves(t *testing.T) {
+	project := loadCompose(t)
+	mounted := func(service, target string) string {
+		for _, volume := range project.Services[service].Volumes {
+			if volume.Target == target {
+				return volume.Source
+			}
+		}
+		t.Fatalf("%s has no %s", service, target)
+		return ""
+	}
+	const config = "/etc/prometheus/prometheus.yml"
+	if command := project.Services["prometheus"].Command; !slices.Contains(command, "--config.file="+config) {
+		t.Errorf("Prometheus reads another file: %v", command)
+	}
+	var prometheus struct {
+		Rules []string `json:"rule_files"`
+	}
+	if err := yaml.Unmarshal([]byte(read(t, mounted("prometheus", config))), &prometheus); err != nil {
+		t.Fatal(err)
+	}
+	if len(prometheus.Rules) != 1 {
+		t.Fatalf("rule files: %v", prometheus.Rules)
+	}
+	rules := mounted("prometheus", path.Join(path.Dir(config), prometheus.Rules[0]))
+	if !strings.Contains(read(t, rules), "alert: ") {
+		t.Errorf("no alert is in %s", rules)
+	}
+
+	var provisioned struct {
+		Providers []struct {
+			Type    string
+			Options struct{ Path string }
+		}
+	}
+	if err := yaml.Unmarshal([]byte(read(t, mounted("grafana", "/etc/grafana/provisioning/dashboards/jelou-facade.yaml"))), &provisioned); err != nil {
+		t.Fatal(err)
+	}
+	if p := provisioned.Providers; len(p) != 1 || p[0].Type != "file" {
+		t.Fatalf("providers: %+v", p)
+	}
+	dashboard := mounted("grafana", path.Join(provisioned.Providers[0].Options.Path, "jelou-facade.json"))
+	if !json.Valid([]byte(read(t, dashboard))) {
+		t.Errorf("%s is not JSON", dashboard)
+	}
+	mounted("grafana", "/etc/grafana/provisioning/datasources/prometheus.yaml")
 }
 
 // TestPrepare: secrets are fresh each time, what is there stays, and the key itself is not in the configuration.
