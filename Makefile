@@ -135,8 +135,9 @@ postgres:
 pgbouncer:
 	$(call available,command -v pgbouncer >/dev/null || [ -x /usr/sbin/pgbouncer ],pgbouncer,PgBouncer: install it (Debian: pgbouncer) so that it is in PATH or in /usr/sbin)
 
-alerts: prometheus ## Hold the alert rules and the dashboard to promtool, the runbook and the running server
+alerts: prometheus postgres ## Hold the alert rules and the dashboard to promtool, the runbook and the running server; play every alert
 	go test -count=1 -run 'TestRules|TestRunbook|TestMetricsOfRules' ./service
+	go test -count=1 -run TestAlerts ./deploy
 
 dashboard: postgres prometheus browser ## Draw docs/dashboard.png, the dashboard after ten minutes of a real run
 	cd deploy/grafana/preview && npm ci --ignore-scripts && npm run build

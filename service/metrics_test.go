@@ -18,8 +18,10 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
 
+	configv1 "github.com/jelou-facade/jelou-facade/gen/jelou/facade/config/v1"
 	facadev1 "github.com/jelou-facade/jelou-facade/gen/jelou/facade/v1"
 	"github.com/jelou-facade/jelou-facade/service/caller"
+	"github.com/jelou-facade/jelou-facade/service/dispatch"
 	"github.com/jelou-facade/jelou-facade/service/jelousim"
 	"github.com/jelou-facade/jelou-facade/service/ledger"
 	"github.com/jelou-facade/jelou-facade/service/version"
@@ -54,6 +56,7 @@ func TestMetricsOfCalls(t *testing.T) {
 			`rpc_server_call_duration_seconds_count{rpc_method="jelou.facade.v1.MessageService/SendMessage",rpc_response_status_code="INVALID_ARGUMENT",rpc_system_name="grpc",transport="` + over + `"} 1`,
 			`jelou_call_errors_total{caller="anonymous",reason="INVALID_FIELD"} 1`,
 			`jelou_attempt_duration_seconds_count{company="sandbox",outcome="sent"} 1`,
+			`jelou_attempts_total{company="sandbox",outcome="sent"} 1`,
 			`jelou_ledger_transaction_duration_seconds_count{operation="add",result="ok"} 1`,
 			`jelou_window_worst_requests{company="sandbox"} 1`,
 			`jelou_claims_total{result="send"} 1`,
@@ -74,6 +77,44 @@ func TestMetricsOfCalls(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestCountsBeginAtZero: what the alert rules take increases of is told before it happens, also for callers and companies that come
+// with a new configuration. A series that is born at 1 has not increased.
+func TestCountsBeginAtZero(t *testing.T) {
+	f := newFacade(t, nil)
+	check := func(companies, callers []string) {
+		t.Helper()
+		told := f.scrape()
+		want := []string{`jelou_ghost_sends_total 0`, `jelou_audit_lost_total 0`}
+		for _, reason := range caller.Reasons {
+			want = append(want, fmt.Sprintf(`jelou_credentials_refused_total{reason=%q} 0`, reason))
+		}
+		for _, name := range companies {
+			want = append(want, fmt.Sprintf(`jelou_window_exceeded_total{company=%q} 0`, name))
+			for _, outcome := range []string{"sent", "refused", "throttled", "unreachable", "unknown", "unauthorized", "misconfigured"} {
+				want = append(want, fmt.Sprintf(`jelou_attempts_total{company=%q,outcome=%q} 0`, name, outcome))
+			}
+		}
+		for _, name := range callers {
+			want = append(want, fmt.Sprintf(`jelou_call_errors_total{caller=%q,reason="INTERNAL"} 0`, name))
+		}
+		for _, line := range want {
+			if !strings.Contains(told, "\n"+line+"\n") {
+				t.Errorf("no %s", line)
+			}
+		}
+	}
+	check([]string{"sandbox"}, []string{"anonymous", "none"})
+
+	rival := *f.settings.Bots["demo"]
+	var err error
+	rival.Name = "rival"
+	rival.ID, err = f.ledger.Company(t.Context(), rival.Name)
+	f.must(err)
+	f.settings.Bots = map[string]*dispatch.Company{"demo": f.settings.Bots["demo"], "rival-bot": &rival}
+	f.setCallers(&configv1.Caller{Name: "orders", Companies: []string{"*"}})
+	check([]string{"sandbox", "rival"}, []string{"orders", "none"})
 }
 
 var label = regexp.MustCompile(`([a-z_]+)="([^"]*)"`)
