@@ -253,12 +253,12 @@ func (f *facade) write(file, text string) {
 	f.must(os.WriteFile(filepath.Join(f.folder, file), []byte(text), 0o600))
 }
 
-// append changes the configuration, which the facade reads by itself.
-func (f *facade) append(text string) {
+// edit changes the configuration, which the facade reads by itself.
+func (f *facade) edit(from, to string) {
 	f.Helper()
 	before, err := os.ReadFile(filepath.Join(f.folder, "facade.yaml"))
 	f.must(err)
-	f.write("facade.yaml", string(before)+text)
+	f.write("facade.yaml", strings.Replace(string(before), from, to, 1))
 }
 
 // run starts the process and waits until it has looked at its ledger.
@@ -413,7 +413,7 @@ func quietRun(s *scene) {
 	s.hold(30, a, b)
 	for _, f := range []*facade{a, b} {
 		before := f.version()
-		f.append("log: {level: DEBUG}\n")
+		f.edit("requests: 5", "requests: 4")
 		await(s.T, "the new configuration", func() bool { return f.version() != before })
 		s.hold(2, a, b)
 	}
@@ -434,8 +434,11 @@ func quietRun(s *scene) {
 // slowStop: what runs does not end, here because Jelou hangs, so the process neither takes calls nor goes.
 func slowStop(s *scene) {
 	f := s.start("a", "")
+	f.stop()
+	f.edit("attempt_timeout: 1s", "attempt_timeout: 10s")
+	f.run()
 	s.hold(10, f)
-	s.must(s.sim.SetFaults(jelousim.Fault{Kind: jelousim.FaultHang}))
+	s.must(s.sim.SetFaults(jelousim.Fault{Kind: jelousim.FaultHang, Delay: jelousim.Duration(5 * time.Second)}))
 	f.queue("NORMAL", 0)
 	await(s.T, "the request", func() bool { return s.sim.Report().Arrived == 1 })
 	s.must(f.command.Process.Signal(syscall.SIGTERM))
@@ -556,7 +559,7 @@ func waits(lane string, age time.Duration) func(*scene) {
 func badConfiguration(s *scene) {
 	f := s.start("a", "")
 	s.hold(10, f)
-	f.append("no_such_name: 1\n")
+	f.edit("requests: 5", "requests: 5, burst: 5")
 	f.awaitValue(`jelou_config_refused{part="configuration"}`, "1")
 	s.hold(5, f)
 }
@@ -566,7 +569,7 @@ func twoConfigurations(s *scene) {
 	a, b := s.start("a", database), s.start("b", database)
 	s.hold(20, a, b)
 	before := b.version()
-	b.append("log: {level: DEBUG}\n")
+	b.edit("requests: 5", "requests: 4")
 	await(s.T, "the new configuration", func() bool { return b.version() != before })
 	s.hold(20, a, b)
 }
@@ -600,17 +603,14 @@ func fullAuditDisk(s *scene) {
 	f := s.start("a", "")
 	s.hold(10, f)
 	file := filepath.Join(f.folder, "audit.jsonl")
-	reopen := func(change error, waiting string) {
-		s.Helper()
-		s.must(change)
+	for _, to := range []string{"/dev/full", file + ".elsewhere"} {
+		s.must(os.Remove(file))
+		s.must(os.Symlink(to, file))
 		s.must(f.command.Process.Signal(syscall.SIGHUP))
-		f.queue("NORMAL", 0)
-		f.awaitValue("jelou_audit_waiting", waiting)
+		await(s.T, "the log to be opened again", func() bool {
+			f.queue("NORMAL", 0) // of which there is a line
+			return (f.scrape()["jelou_audit_waiting"] == "0") == (to != "/dev/full")
+		})
+		s.hold(5, f)
 	}
-	s.must(os.Remove(file))
-	reopen(os.Symlink("/dev/full", file), "1")
-	s.hold(5, f)
-	s.must(os.Remove(file))
-	reopen(nil, "0")
-	s.hold(5, f)
 }
