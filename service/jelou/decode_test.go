@@ -272,6 +272,7 @@ func TestScrub(t *testing.T) {
 	for from, want := range map[string]string{
 		"Parameter 2 is missing": "Parameter 2 is missing",
 		"User +593 99 123-4567 said \"hello there\" at https://x.ec/a?b=c": "User … said … at …",
+		"Authorization: Basic c2FuZGJveDpzZWNyZXQ= was refused":            "Authorization: … was refused",
 		"no window for 593991234567@c.us":                                  "no window for …",
 		"text Estimada LUCIA, too long":                                    "text … too long",
 		"code 4821 was bad":                                                "code … was bad",
@@ -284,6 +285,11 @@ func TestScrub(t *testing.T) {
 		if got := scrub(from, own); got != want {
 			t.Errorf("scrub(%q) = %q, want %q", from, got, want)
 		}
+	}
+	// A word with a number is hidden whole, and so is the name of a member that no API has.
+	own = ownWords(mustEncode(t, `{"userId": "593991234567", "message": {"raw": {"type": "text", "text": "Paz20461", "Juan 7": 1}}}`))
+	if got := scrub("text Paz20461 of Juan is bad", own); got != "text … of … is bad" {
+		t.Error(got)
 	}
 	if got := scrub(strings.Repeat("long ", 200), nil); len([]rune(got)) != maxWords {
 		t.Error(len(got))

@@ -13,9 +13,9 @@ const maxWords = 300
 // removed stands for what was taken out.
 const removed = "…"
 
-// personal is what may identify somebody or be a part of a message: links, addresses, quotations, and runs of five or
-// more digits however they are grouped.
-var personal = regexp.MustCompile(`(?i)\b[a-z][a-z0-9+.-]*://\S+|\bwww\.\S+|\S+@\S+|"[^"]*"|“[^”]*”|«[^»]*»|` + "`[^`]*`" +
+// personal is what may identify somebody or be a part of a message, or is a credential: links, addresses, quotations, runs of five
+// or more digits however they are grouped, and what an Authorization header has.
+var personal = regexp.MustCompile(`(?i)\b(basic|bearer)\W+\S+|\b[a-z][a-z0-9+.-]*://\S+|\bwww\.\S+|\S+@\S+|"[^"]*"|“[^”]*”|«[^»]*»|` + "`[^`]*`" +
 	`|(^|\W)'[^']*'|\+?\d([\s().-]{0,2}\d){4,}`)
 
 // scrub makes Jelou's loose text fit to be passed on and logged. Fixed texts alone would hide the one thing that
@@ -69,6 +69,9 @@ func split(text string) []string {
 // technical members of a request are no content: their words may be repeated.
 var technical = map[string]bool{"type": true, "elementName": true, "language": true}
 
+// memberName is what members are called in APIs. Other names, which raw content may have, are content themselves.
+var memberName = regexp.MustCompile(`^[A-Za-z_]{1,40}$`)
+
 // ownWords are the words of the caller's content. They are gathered only when Jelou refuses.
 func ownWords(r *request) map[string]bool {
 	own := map[string]bool{}
@@ -81,7 +84,8 @@ func ownWords(r *request) map[string]bool {
 func gather(v any, own map[string]bool) {
 	switch v := v.(type) {
 	case string:
-		for _, w := range split(v) {
+		// Of a word with a number, what scrub leaves of it is a word, too.
+		for _, w := range append(split(v), split(personal.ReplaceAllString(v, " "))...) {
 			own[w] = true
 		}
 	case json.Number:
@@ -92,6 +96,9 @@ func gather(v any, own map[string]bool) {
 		}
 	case map[string]any:
 		for name, member := range v {
+			if !memberName.MatchString(name) {
+				gather(name, own)
+			}
 			if !technical[name] {
 				gather(member, own)
 			}
