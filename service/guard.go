@@ -288,7 +288,7 @@ func fieldFault(err error) error {
 
 // violationText names the field and the rule. Rules about two fields name theirs in front of a colon.
 func violationText(v *protovalidate.Violation) (field, description string) {
-	field = protovalidate.FieldPathString(v.Proto.GetField())
+	field = mapKeys.ReplaceAllString(protovalidate.FieldPathString(v.Proto.GetField()), "")
 	description = v.Proto.GetMessage()
 	if description == "" {
 		description = "breaks the rule " + v.Proto.GetRuleId()
@@ -298,6 +298,9 @@ func violationText(v *protovalidate.Violation) (field, description string) {
 	}
 	return field, description
 }
+
+// mapKeys are the keys in a field's path, which may be anything.
+var mapKeys = regexp.MustCompile(`\["(?:[^"\\]|\\.)*"\]`)
 
 var fieldName = regexp.MustCompile(`^[a-z_]{1,40}$`)
 
