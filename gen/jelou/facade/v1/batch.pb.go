@@ -215,7 +215,7 @@ type BatchSpec struct {
 	BotId string `protobuf:"bytes,1,opt,name=bot_id,json=botId,proto3" json:"bot_id,omitempty"`
 	// The caller's own id of the batch: creating it again with the same id opens the same batch.
 	RequestId string `protobuf:"bytes,2,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	// A name for people, at most 128 characters.
+	// A name for people, at most 128 characters. Not for personal data: it is stored as it is, with a key file too.
 	DisplayName string `protobuf:"bytes,3,opt,name=display_name,json=displayName,proto3" json:"display_name,omitempty"`
 	// Defaults of the items' options; lane holds for all items, BULK when unset.
 	Options *SendOptions `protobuf:"bytes,4,opt,name=options,proto3" json:"options,omitempty"`
