@@ -142,7 +142,7 @@ func reopen(batchID, cursor string) *facadev1.StreamBatchRequest_Open {
 func item(sequence int, text string) *facadev1.StreamBatchRequest {
 	return &facadev1.StreamBatchRequest{Request: &facadev1.StreamBatchRequest_Item{Item: &facadev1.BatchItem{
 		Sequence: int32(sequence), UserId: openUser,
-		Content: &facadev1.BatchItem_Message{Message: &facadev1.Message{Content: &facadev1.Message_Text{Text: &facadev1.TextContent{Text: text}}}},
+		Content: &facadev1.BatchItem_Message{Message: &facadev1.Message{Content: &facadev1.Message_Text{Text: &facadev1.TextContent{Text: said(text)}}}},
 	}}}
 }
 
@@ -391,7 +391,7 @@ func TestMalformedLine(t *testing.T) {
 	f := newFacade(t, nil)
 	for name, lines := range map[string]string{
 		"no JSON":       `{"item": {"sequence": 2, `,
-		"unknown field": `{"item": {"sequence": 2, "user": "593991234567"}}`,
+		"unknown field": `{"item": {"sequence": 2, "user": "` + openUser + `"}}`,
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := openStream(f, transports[1], newBatchOpen(nil)).(*restStream)
@@ -668,8 +668,8 @@ func TestScheduled(t *testing.T) {
 		if send.State != facadev1.Send_SCHEDULED || send.EstimatedSendTime == nil {
 			t.Errorf("%v", send)
 		}
-		f.eventually(func() bool { return len(f.sim.SendsWithText("a su hora")) == 1 })
-		if at := f.sim.SendsWithText("a su hora")[0].At; at.Before(due) {
+		f.eventually(func() bool { return len(f.sim.SendsWithText(said("a su hora"))) == 1 })
+		if at := f.sim.SendsWithText(said("a su hora"))[0].At; at.Before(due) {
 			t.Errorf("sent %v early", due.Sub(at))
 		}
 	})

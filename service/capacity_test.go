@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	facadev1 "github.com/jelou-facade/jelou-facade/gen/jelou/facade/v1"
+	"github.com/jelou-facade/jelou-facade/internal/canary"
 	"github.com/jelou-facade/jelou-facade/service/jelousim"
 	"github.com/jelou-facade/jelou-facade/service/pace"
 )
@@ -31,7 +32,7 @@ func (f *facade) capacity(tr transport) *facadev1.Capacity {
 func (f *facade) queue(tr transport, lane facadev1.SendOptions_Lane, sends int) {
 	f.Helper()
 	for i := range sends {
-		r := textTo(fmt.Sprintf("59399100%04d", i), "hola")
+		r := textTo(fmt.Sprintf(canary.Number+"1%04d", i), "hola")
 		r.Mode, r.Options = facadev1.SendOptions_QUEUE, &facadev1.SendOptions{Lane: lane}
 		if _, _, err := f.sendText(tr, r); err != nil {
 			f.Fatal(err)

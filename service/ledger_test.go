@@ -240,7 +240,7 @@ func TestLedgerGone(t *testing.T) {
 			_, _, err := f.sendText(tr, textTo(openUser, "después"))
 			return err == nil
 		})
-		if n := len(f.sim.SendsWithText("durante")); n != 0 {
+		if n := len(f.sim.SendsWithText(said("durante"))); n != 0 {
 			t.Error("it was sent though it was refused")
 		}
 	})

@@ -250,6 +250,7 @@ func newMatrixWorld(t *testing.T) *matrixWorld {
 		s.callers = append(slices.Collect(maps.Values(callers)), other)
 		s.authentication = &configv1.Authentication{Issuers: []*configv1.TokenIssuer{{Issuer: issuerName, Audiences: []string{"facade"}, JwksFile: tokens.path}}}
 	})
+	w.facade.secrets = w.secrets
 	w.kinds = append(w.kinds, kind{"other", map[string]credential{good: apiKey(otherKey)}}) // the last one is nobody under test
 	// The revoked ones were callers, and are no more.
 	delete(callers, revoked)
@@ -305,6 +306,7 @@ func (w *matrixWorld) call(over string, c credential, method protoreflect.Method
 	} else {
 		err = w.callREST(ctx, client, c, method, request, answer)
 	}
+	w.hear(answer, err)
 	if err != nil {
 		return nil, err
 	}

@@ -27,9 +27,9 @@ import (
 func TestSendMessage(t *testing.T) {
 	onEach(t, func(t *testing.T, tr transport) {
 		f := newFacade(t, nil)
-		send, h, err := f.sendText(tr, textTo("+593991234567@c.us", "Su pedido 8841 salió de bodega."))
+		send, h, err := f.sendText(tr, textTo("+"+openUser+"@c.us", "Su pedido 8841 salió de bodega."))
 		f.must(err)
-		arrived := f.sim.SendsWithText("Su pedido 8841 salió de bodega.")
+		arrived := f.sim.SendsWithText(said("Su pedido 8841 salió de bodega."))
 		if len(arrived) != 1 || arrived[0].Recipient != openUser {
 			t.Fatalf("arrived: %+v", arrived)
 		}
@@ -55,11 +55,11 @@ func TestSendNotification(t *testing.T) {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
 		r := notification("order_ready", "Lucía", "991")
-		r.Notification.Destinations = []string{openUser, "+593987654321"}
+		r.Notification.Destinations = []string{openUser, "+" + secondUser}
 		response := &facadev1.SendNotificationResponse{}
 		_, err := tr.call(ctx, f, sendNotification, r, response)
 		f.must(err)
-		if n := response.Send.Notifications; len(n) != 2 || n[1].Destination != "593987654321" || response.Send.Kind != "notification" {
+		if n := response.Send.Notifications; len(n) != 2 || n[1].Destination != secondUser || response.Send.Kind != "notification" {
 			t.Fatalf("send: %v", response.Send)
 		}
 		id := response.Send.Notifications[1].NotificationId
@@ -121,7 +121,7 @@ func TestRequestID(t *testing.T) {
 			t.Fatalf("several sends: %v", ids)
 		}
 	}
-	if n := len(f.sim.SendsWithText("solo una vez")); n != 1 {
+	if n := len(f.sim.SendsWithText(said("solo una vez"))); n != 1 {
 		t.Errorf("%d messages", n)
 	}
 }
@@ -147,7 +147,7 @@ func TestIdempotencyKey(t *testing.T) {
 		f.must(json.Unmarshal(data, &sent))
 		return answer.StatusCode, sent.Send.SendID
 	}
-	body := `{"user_id": "593991234567", "message": {"text": {"text": "con llave"}}}`
+	body := `{"user_id": "` + openUser + `", "message": {"text": {"text": "con llave"}}}`
 	code, first := post(`"key-1"`, body)
 	_, second := post(`key-1`, body)
 	if code != 200 || first == "" || first != second {
@@ -170,7 +170,7 @@ func TestUnknownIsHeld(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if n := len(f.sim.SendsWithText("quién sabe")); n != 1 {
+		if n := len(f.sim.SendsWithText(said("quién sabe"))); n != 1 {
 			t.Errorf("%d messages", n)
 		}
 	})
@@ -197,7 +197,7 @@ func TestCallerLeft(t *testing.T) {
 		f.waitFor(func(n ledger.Totals) bool { return n.Expired == 1 })
 		_, _, err = f.sendText(tr, textTo(openUser, "la tercera"))
 		f.must(err)
-		if n := len(f.sim.SendsWithText("la segunda")); n != 0 {
+		if n := len(f.sim.SendsWithText(said("la segunda"))); n != 0 {
 			t.Error("it was sent after its caller had left")
 		}
 	})
@@ -240,7 +240,7 @@ func TestQueue(t *testing.T) {
 			t.Error(diff)
 		}
 		f.waitFor(func(n ledger.Totals) bool { return n.Sent == 1 })
-		if n := len(f.sim.SendsWithText("en cola")); n != 1 {
+		if n := len(f.sim.SendsWithText(said("en cola"))); n != 1 {
 			t.Errorf("%d messages", n)
 		}
 	})

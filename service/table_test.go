@@ -21,6 +21,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	facadev1 "github.com/jelou-facade/jelou-facade/gen/jelou/facade/v1"
+	"github.com/jelou-facade/jelou-facade/internal/canary"
 	"github.com/jelou-facade/jelou-facade/service"
 	"github.com/jelou-facade/jelou-facade/service/jelousim"
 	"github.com/jelou-facade/jelou-facade/service/pace"
@@ -102,11 +103,11 @@ func slow(s *setup) { s.pace = pace.Config{Requests: 1, Window: 5 * time.Second}
 // refusals are the ways to get each row.
 var refusals = []refusal{
 	{name: "unknown bot", reason: "BOT_NOT_FOUND", code: codes.NotFound, http: 404, method: sendMessage, request: withBot(textTo(openUser, "hola"), "nobody")},
-	{name: "bot_not_found at Jelou", reason: "BOT_NOT_FOUND", code: codes.NotFound, http: 404, domain: jelouDomain, method: sendMessage, request: withBot(textTo(openUser, "hola"), "+593900000000")},
+	{name: "bot_not_found at Jelou", reason: "BOT_NOT_FOUND", code: codes.NotFound, http: 404, domain: jelouDomain, method: sendMessage, request: withBot(textTo(openUser, "hola"), numberBot)},
 	{name: "forbidden_bot", reason: "FORBIDDEN_BOT", code: codes.PermissionDenied, http: 403, domain: jelouDomain, method: sendMessage, request: withBot(textTo(openUser, "hola"), "disabled")},
 	{name: "message_could_not_be_send", reason: "MESSAGE_COULD_NOT_BE_SEND", code: codes.InvalidArgument, http: 400, domain: jelouDomain,
 		setup: answering(400, `{"code":"message_could_not_be_send","description":"Message refused"}`), method: sendMessage, request: textTo(openUser, "hola")},
-	{name: "window closed", reason: "SESSION_WINDOW_CLOSED", code: codes.FailedPrecondition, http: 400, domain: jelouDomain, method: sendMessage, request: textTo("593990000001", "hola")},
+	{name: "window closed", reason: "SESSION_WINDOW_CLOSED", code: codes.FailedPrecondition, http: 400, domain: jelouDomain, method: sendMessage, request: textTo(canary.Number+"99999", "hola")},
 	{name: "notification_could_not_be_send", reason: "NOTIFICATION_COULD_NOT_BE_SEND", code: codes.InvalidArgument, http: 400, domain: jelouDomain,
 		setup: answering(400, `{"code":"notification_could_not_be_send","description":"Parameters do not match"}`), method: sendNotification, request: notification("order_ready", "Lucía", "991")},
 	{name: "template missing", reason: "TEMPLATE_NOT_FOUND", code: codes.InvalidArgument, http: 400, domain: jelouDomain, method: sendNotification, request: notification("order_unknown", "Lucía", "991")},
@@ -157,12 +158,12 @@ var refusals = []refusal{
 	{name: "no such route", reason: "ROUTE_NOT_FOUND", code: codes.NotFound, http: 404, raw: get("/v2/nothing")},
 	{name: "wrong method", reason: "METHOD_NOT_ALLOWED", code: codes.Unimplemented, http: 405, raw: get("/v1/bots/demo/messages")},
 	{name: "not JSON", reason: "INVALID_JSON", code: codes.InvalidArgument, http: 400, raw: post("/v1/bots/demo/messages", "application/json", `{"user_id": `)},
-	{name: "two JSON values", reason: "INVALID_JSON", code: codes.InvalidArgument, http: 400, raw: post("/v1/bots/demo/messages", "application/json", `{"user_id": "593991234567"} {}`)},
-	{name: "Content-Type", reason: "INVALID_JSON", code: codes.InvalidArgument, http: 400, raw: post("/v1/bots/demo/messages", "text/plain", `{"user_id": "593991234567"}`)},
-	{name: "unknown field", reason: "INVALID_FIELD", code: codes.InvalidArgument, http: 400, field: "message.text.texto", raw: post("/v1/bots/demo/messages", "application/json", `{"user_id": "593991234567", "message": {"text": {"texto": "hola"}}}`)},
-	{name: "text in place of an object", reason: "INVALID_FIELD", code: codes.InvalidArgument, http: 400, field: "message.text", raw: post("/v1/bots/demo/messages", "application/json", `{"user_id": "593991234567", "message": {"text": "hola"}}`)},
-	{name: "number in place of a text", reason: "INVALID_FIELD", code: codes.InvalidArgument, http: 400, field: "user_id", raw: post("/v1/bots/demo/messages", "application/json", `{"user_id": 593991234567, "message": {"text": {"text": "hola"}}}`)},
-	{name: "another bot in the body", reason: "INVALID_FIELD", code: codes.InvalidArgument, http: 400, field: "bot_id", raw: post("/v1/bots/demo/messages", "application/json", `{"botId": "other", "user_id": "593991234567", "message": {"text": {"text": "hola"}}}`)},
+	{name: "two JSON values", reason: "INVALID_JSON", code: codes.InvalidArgument, http: 400, raw: post("/v1/bots/demo/messages", "application/json", `{"user_id": "`+openUser+`"} {}`)},
+	{name: "Content-Type", reason: "INVALID_JSON", code: codes.InvalidArgument, http: 400, raw: post("/v1/bots/demo/messages", "text/plain", `{"user_id": "`+openUser+`"}`)},
+	{name: "unknown field", reason: "INVALID_FIELD", code: codes.InvalidArgument, http: 400, field: "message.text.texto", raw: post("/v1/bots/demo/messages", "application/json", `{"user_id": "`+openUser+`", "message": {"text": {"texto": "hola"}}}`)},
+	{name: "text in place of an object", reason: "INVALID_FIELD", code: codes.InvalidArgument, http: 400, field: "message.text", raw: post("/v1/bots/demo/messages", "application/json", `{"user_id": "`+openUser+`", "message": {"text": "hola"}}`)},
+	{name: "number in place of a text", reason: "INVALID_FIELD", code: codes.InvalidArgument, http: 400, field: "user_id", raw: post("/v1/bots/demo/messages", "application/json", `{"user_id": `+openUser+`, "message": {"text": {"text": "hola"}}}`)},
+	{name: "another bot in the body", reason: "INVALID_FIELD", code: codes.InvalidArgument, http: 400, field: "bot_id", raw: post("/v1/bots/demo/messages", "application/json", `{"botId": "other", "user_id": "`+openUser+`", "message": {"text": {"text": "hola"}}}`)},
 	{name: "query beside a body", reason: "INVALID_FIELD", code: codes.InvalidArgument, http: 400, raw: post("/v1/bots/demo/messages?validate_only=true", "application/json", `{}`)},
 	{name: "unknown query parameter", reason: "INVALID_FIELD", code: codes.InvalidArgument, http: 400, field: "stats", raw: get("/v1/bots/demo/notifications?stats=FAILED")},
 	{name: "wrong type in the query", reason: "INVALID_FIELD", code: codes.InvalidArgument, http: 400, field: "page_size", raw: get("/v1/bots/demo/notifications?page_size=many")},
