@@ -22,6 +22,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"go.yaml.in/yaml/v3"
 
+	"github.com/jelou-facade/jelou-facade/internal/canary"
 	"github.com/jelou-facade/jelou-facade/service/jelousim"
 	"github.com/jelou-facade/jelou-facade/service/ledger/ledgertest"
 )
@@ -342,6 +343,9 @@ func start(t *testing.T, command *exec.Cmd) *bufio.Scanner {
 		if err := command.Wait(); err != nil || t.Failed() {
 			t.Errorf("%s: %v\n%s", filepath.Base(command.Path), err, logOf(t, command))
 		}
+		for _, one := range canary.NewSearch("593991234567").In("log of "+filepath.Base(command.Path), []byte(logOf(t, command))) {
+			t.Errorf("found %s", one)
+		}
 		_ = log.Close()
 	})
 	return bufio.NewScanner(out)
@@ -382,7 +386,7 @@ func freeAddress(t *testing.T) string {
 // send sends one message over REST, as a caller with the key; without one where there are no callers.
 func send(t *testing.T, address, key, id string) (code int, answer string) {
 	t.Helper()
-	body := fmt.Sprintf(`{"user_id": "593991234567", "message": {"text": {"text": "Hola, %s."}}, "request_id": %q}`, id, id)
+	body := fmt.Sprintf(`{"user_id": "593991234567", "message": {"text": {"text": "Hola, %s."}}, "request_id": %q}`, id+" "+canary.Word, id)
 	request, err := http.NewRequestWithContext(t.Context(), http.MethodPost, address+"/v1/bots/demo/messages", strings.NewReader(body))
 	if err != nil {
 		t.Error(err)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -43,8 +44,7 @@ import (
 	"github.com/jelou-facade/jelou-facade/service/ledger/ledgertest"
 )
 
-// What is heard of calls: errors, and what successful answers say of errors.
-
+// hear keeps what a caller is told of errors, in an error and in an answer, and what it is warned of.
 func (f *facade) hear(answer proto.Message, err error) {
 	told := []proto.Message{status.Convert(err).Proto()}
 	if err == nil {
@@ -93,7 +93,7 @@ type heardStream struct {
 
 func (s *heardStream) RecvMsg(m any) error {
 	err := s.ClientStream.RecvMsg(m)
-	if err != io.EOF {
+	if !errors.Is(err, io.EOF) {
 		s.f.hear(m.(proto.Message), err)
 	}
 	return err
@@ -154,7 +154,7 @@ func (f *facade) checkCanaries(s setup) {
 		note(search.In(sink, data))
 	}
 	note(search.InLabelled("answers", []byte(f.answers.String())))
-	f.readDatabase(s, func(sink string, data []byte) { note(search.InLabelled(sink, data)) })
+	f.searchDatabase(s, search, note)
 	for sink := range search.Bytes() {
 		if f.planted && !found[sink] && sink != "readyz" {
 			f.Errorf("the canary in the %s was not found", sink)
@@ -167,23 +167,14 @@ func (f *facade) checkCanaries(s setup) {
 	}
 }
 
-// readDatabase gives all that the database keeps: SQLite's files as they are, PostgreSQL's rows with bytes in hexadecimal, and its
+// searchDatabase searches all that the database keeps: SQLite's files as they are, PostgreSQL's rows with bytes in hexadecimal, and its
 // files where the setup says so.
-func (f *facade) readDatabase(s setup, each func(sink string, data []byte)) {
+func (f *facade) searchDatabase(s setup, search *canary.Search, note func([]canary.Finding)) {
 	f.Helper()
 	files := func(sink string, patterns ...string) {
-		for _, pattern := range patterns {
-			names, err := filepath.Glob(pattern)
-			f.must(err)
-			for _, name := range names {
-				if info, err := os.Stat(name); err != nil || info.IsDir() {
-					continue
-				}
-				data, err := os.ReadFile(name)
-				f.must(err)
-				each(sink, data)
-			}
-		}
+		found, err := search.InFiles(sink, patterns...)
+		f.must(err)
+		note(found)
 	}
 	if s.ledger.Path != "" {
 		files("SQLite's files", s.ledger.Path+"*")
@@ -201,7 +192,8 @@ func (f *facade) readDatabase(s setup, each func(sink string, data []byte)) {
 		return lines
 	}
 	for _, table := range query("SELECT table_name::text FROM information_schema.tables WHERE table_schema = current_schema()") {
-		each("PostgreSQL's rows", []byte(strings.Join(query("SELECT t::text FROM "+pgx.Identifier{table}.Sanitize()+" t"), "\n")))
+		rows := query("SELECT t::text FROM " + pgx.Identifier{table}.Sanitize() + " t")
+		note(search.InLabelled("PostgreSQL's rows", []byte(strings.Join(rows, "\n"))))
 	}
 	if s.files {
 		_, err := db.Exec(ctx, "CHECKPOINT")

@@ -101,7 +101,7 @@ type cluster struct {
 // databaseURL is empty, and waits until all serve.
 func (b *bench) startFacades(replicas int, databaseURL string, all ...*tenant) (*cluster, error) {
 	config := &configv1.Config{
-		Ledger: &configv1.Ledger{Url: databaseURL},
+		Ledger: &configv1.Ledger{Url: databaseURL, EncryptionKeyFile: b.keyFile},
 		Admin:  &configv1.Admin{Address: "127.0.0.1:0"},
 		Log:    &configv1.Log{Level: configv1.Log_WARN, Format: configv1.Log_TEXT},
 	}

@@ -3,8 +3,12 @@ package main
 import (
 	"context"
 	"math/rand/v2"
+	"path/filepath"
 	"testing"
 	"time"
+
+	"github.com/jelou-facade/jelou-facade/internal/canary"
+	"github.com/jelou-facade/jelou-facade/service/keyring"
 )
 
 // newTestBench is a run of real processes that ends with the test. Its seed is in the log.
@@ -26,13 +30,35 @@ func newTestBench(t *testing.T) *bench {
 	if err := b.build(ctx); err != nil {
 		t.Fatal(err)
 	}
+	var err error
+	if b.keyFile, err = b.write("ledger.key", []byte(keyring.New())); err != nil {
+		t.Fatal(err)
+	}
+	b.searchAtEnd(t, "log", filepath.Join(b.folder, "*jelou-facade.log")) // after every process has ended
 	return b
+}
+
+// sentWords begin the numbers and texts that campaigns send.
+var sentWords = []string{"59390000", "593800000", "59370000", "593991234567", "Novedad ", "Su pedido ", "Aviso ", "secret-of-"}
+
+// searchAtEnd searches files for what was sent, once those have ended that were started after this call.
+func (b *bench) searchAtEnd(t *testing.T, sink string, patterns ...string) {
+	b.atEnd(func() error {
+		search := canary.NewSearch(sentWords...)
+		found, err := search.InFiles(sink, patterns...)
+		for _, one := range found {
+			t.Errorf("found %s", one)
+		}
+		t.Logf("bytes searched: %v", search.Bytes())
+		return err
+	})
 }
 
 // Processes are killed in the middle of everything: nothing accepted is lost, nothing is sent twice, nobody was told
 // anything that the ledger does not say.
 func TestCrash(t *testing.T) {
 	b := newTestBench(t)
+	b.searchAtEnd(t, "database", filepath.Join(b.folder, "*ledger.db*"))
 	accounts, err := b.crashBoth(crashPlan{sends: 800, kills: 4, between: 2500 * time.Millisecond, items: 50, quiet: time.Minute})
 	if err != nil {
 		t.Fatal(err)
@@ -55,6 +81,7 @@ func TestCuts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	b.searchAtEnd(t, "PostgreSQL's files", filepath.Join(p.data(), "base/*/*"), filepath.Join(p.data(), "pg_wal/*"), filepath.Join(p.folder, "log"))
 	c, err := b.cutStreams(p, cutPlan{cuts: 60, items: 2000, batches: 20, between: 150 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)

@@ -27,6 +27,8 @@ type bench struct {
 	began  time.Time
 	folder string
 	found  findings
+	// keyFile encrypts what the facades store; empty: nothing.
+	keyFile string
 
 	mu      sync.Mutex
 	endings []func() error

@@ -30,9 +30,11 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	facadev1 "github.com/jelou-facade/jelou-facade/gen/jelou/facade/v1"
+	"github.com/jelou-facade/jelou-facade/internal/canary"
 	"github.com/jelou-facade/jelou-facade/service/caller"
 	"github.com/jelou-facade/jelou-facade/service/jelou"
 	"github.com/jelou-facade/jelou-facade/service/jelousim"
+	"github.com/jelou-facade/jelou-facade/service/keyring"
 	"github.com/jelou-facade/jelou-facade/service/ledger"
 	"github.com/jelou-facade/jelou-facade/service/reload"
 	"github.com/jelou-facade/jelou-facade/service/telemetry"
@@ -78,6 +80,7 @@ func newLiveWorld(t *testing.T, config func(w *liveWorld) string) *liveWorld {
 	w.url = upstream.URL
 	write(t, w.folder, "id", "sandbox\n")
 	write(t, w.folder, "secret", "sandbox\n")
+	write(t, w.folder, "ledger.key", keyring.New())
 	w.write(config(w))
 	c, err := loadConfig(w.file())
 	w.must(err)
@@ -101,8 +104,11 @@ func newLiveWorld(t *testing.T, config func(w *liveWorld) string) *liveWorld {
 		w.must(l.Close())
 		w.must(audited.Close())
 		w.must(measured.Close(context.Background()))
-		if strings.Contains(w.logs.String(), "canary") {
-			t.Error("a secret is in the log")
+		search := canary.NewSearch("canary", "593991234567")
+		found, err := search.InFiles("database", filepath.Join(w.folder, "ledger.db*"))
+		w.must(err)
+		for _, one := range append(found, search.In("log", []byte(w.logs.String()))...) {
+			t.Errorf("found %s", one)
 		}
 	})
 	return w
@@ -122,7 +128,7 @@ func (w *liveWorld) write(config string) { write(w.T, w.folder, "facade.yaml", c
 // plain is a configuration of one company, and what else is given.
 func (w *liveWorld) plain(company, rest string) string {
 	return fmt.Sprintf(`listen: {grpc: "127.0.0.1:0", http: "127.0.0.1:0"}
-ledger: {path: ledger.db}
+ledger: {path: ledger.db, encryption_key_file: ledger.key}
 admin: {address: "127.0.0.1:0"}
 companies:
   - {id: sandbox, base_url: %q, client_id_file: id, client_secret_file: secret, bots: [demo], %s}
@@ -330,7 +336,7 @@ func getConfigz(w *liveWorld) (shown shownConfig) {
 	defer answer.Body.Close()
 	data, err := io.ReadAll(answer.Body)
 	w.must(err)
-	if answer.StatusCode != http.StatusOK || bytes.Contains(data, []byte("canary")) {
+	if answer.StatusCode != http.StatusOK || len(canary.NewSearch("canary").In("configz", data)) > 0 {
 		w.Errorf("%s: %s", answer.Status, data)
 	}
 	w.must(json.Unmarshal(data, &shown))
@@ -353,7 +359,7 @@ func (w *liveWorld) sendNow(conn *grpc.ClientConn, text string) error {
 	ctx, cancel := context.WithTimeout(w.Context(), 20*time.Second)
 	defer cancel()
 	_, err := facadev1.NewMessageServiceClient(conn).SendMessage(ctx, &facadev1.SendMessageRequest{
-		BotId: "demo", UserId: "593991234567", Message: &facadev1.Message{Content: &facadev1.Message_Text{Text: &facadev1.TextContent{Text: text}}},
+		BotId: "demo", UserId: canary.NewNumber(), Message: &facadev1.Message{Content: &facadev1.Message_Text{Text: &facadev1.TextContent{Text: text + " " + canary.NewWord()}}},
 	})
 	return err
 }

@@ -28,7 +28,9 @@ import (
 	"google.golang.org/protobuf/testing/protocmp"
 
 	facadev1 "github.com/jelou-facade/jelou-facade/gen/jelou/facade/v1"
+	"github.com/jelou-facade/jelou-facade/internal/canary"
 	"github.com/jelou-facade/jelou-facade/service/jelousim"
+	"github.com/jelou-facade/jelou-facade/service/keyring"
 )
 
 // build builds a command of this module once per test run.
@@ -46,7 +48,8 @@ func build(t *testing.T, name string) string {
 func start(t *testing.T, binary string, args ...string) *bufio.Scanner {
 	t.Helper()
 	command := exec.Command(binary, args...)
-	command.Stderr = os.Stderr
+	var log bytes.Buffer
+	command.Stderr = io.MultiWriter(os.Stderr, &log)
 	out, err := command.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -58,9 +61,12 @@ func start(t *testing.T, binary string, args ...string) *bufio.Scanner {
 		if err := command.Process.Signal(syscall.SIGTERM); err != nil {
 			t.Error(err)
 		}
-		_, _ = io.Copy(io.Discard, out)
+		printed, _ := io.ReadAll(out)
 		if err := command.Wait(); err != nil {
 			t.Errorf("%s: %v", filepath.Base(binary), err)
+		}
+		for _, one := range canary.NewSearch().In("output of "+filepath.Base(binary), append(printed, log.Bytes()...)) {
+			t.Errorf("found %s", one)
 		}
 	})
 	return bufio.NewScanner(out)
@@ -80,7 +86,7 @@ func value(line, key string) string {
 // request is the same send, and what is refused is refused in the same words.
 func TestExamples(t *testing.T) {
 	sim := jelousim.Sandbox()
-	sim.Rate.Requests = 200
+	sim.Rate.Requests, sim.EveryoneOpen = 200, true
 	config, err := json.Marshal(sim)
 	if err != nil {
 		t.Fatal(err)
@@ -94,9 +100,17 @@ func TestExamples(t *testing.T) {
 	api, control := value(line.Text(), "api"), value(line.Text(), "control")
 	write(t, folder, "id", "sandbox\n")
 	write(t, folder, "secret", "sandbox\n")
+	write(t, folder, "ledger.key", keyring.New())
+	t.Cleanup(func() { // after the facade has ended
+		found, err := canary.NewSearch().InFiles("database", filepath.Join(folder, "ledger.db*"))
+		if err != nil || len(found) > 0 {
+			t.Error(found, err)
+		}
+	})
 	write(t, folder, "facade.yaml", fmt.Sprintf(`
 listen: {grpc: "127.0.0.1:0", http: "127.0.0.1:0"}
 admin: {address: "127.0.0.1:0"}
+ledger: {path: ledger.db, encryption_key_file: ledger.key}
 companies:
   - {id: sandbox, base_url: %q, client_id_file: id, client_secret_file: secret, bots: [demo], allowance: {requests: 200}}
 `, api))
@@ -127,6 +141,7 @@ companies:
 				if err != nil {
 					t.Fatal(err)
 				}
+				data = withCanaries(t, kind, data)
 				data = withRequestID(t, data, pattern+"-"+strings.TrimSuffix(filepath.Base(file), ".json"))
 				overREST, restErr := kind.rest(t, rest+"/v1/bots/demo/"+pattern, data)
 				overGRPC, grpcErr := kind.grpc(t, conn, data)
@@ -205,6 +220,21 @@ func (e example) rest(t *testing.T, url string, data []byte) (proto.Message, str
 		t.Fatal(err)
 	}
 	return response, ""
+}
+
+// withCanaries has canaries for an example's texts.
+func withCanaries(t *testing.T, e example, data []byte) []byte {
+	t.Helper()
+	request := proto.Clone(e.request)
+	if err := protojson.Unmarshal(data, request); err != nil {
+		t.Fatal(err)
+	}
+	canary.Plant(request)
+	changed, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return changed
 }
 
 // withRequestID gives an example an id of its own, so that both transports mean the same send.

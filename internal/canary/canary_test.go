@@ -147,6 +147,16 @@ func TestSearch(t *testing.T) {
 	if found := s.In("log", []byte("nothing of interest: 999437, kanary, 2026-11-02T03:04:05.999437652Z")); len(found) != 0 {
 		t.Errorf("found %v", found)
 	}
+	file := filepath.Join(t.TempDir(), "ledger.db")
+	if err := os.WriteFile(file, []byte("\x00"+NewWord()+"\x00"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if found, err := s.InFiles("database", file+"*"); len(found) != 1 || err != nil {
+		t.Error(found, err)
+	}
+	if _, err := s.InFiles("database", file+".none"); err == nil {
+		t.Error("no files, and no error")
+	}
 	if s.Bytes()["log"] == 0 {
 		t.Error("no bytes were counted")
 	}

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"maps"
 	"net/url"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -104,6 +106,30 @@ func (s *Search) in(sink string, data []byte, labels bool) (found []Finding) {
 		}
 	}
 	return found
+}
+
+// InFiles is InLabelled for the files of some glob patterns, as they are. A pattern without files is an error: nothing would be searched.
+func (s *Search) InFiles(sink string, patterns ...string) (found []Finding, err error) {
+	for _, pattern := range patterns {
+		names, err := filepath.Glob(pattern)
+		if err != nil {
+			return found, err
+		}
+		if len(names) == 0 {
+			return found, fmt.Errorf("%s: no file is %s", sink, pattern)
+		}
+		for _, name := range names {
+			if info, err := os.Stat(name); err != nil || info.IsDir() {
+				continue
+			}
+			data, err := os.ReadFile(name)
+			if err != nil {
+				return found, err
+			}
+			found = append(found, s.InLabelled(sink, data)...)
+		}
+	}
+	return found, nil
 }
 
 // Bytes is how much was searched, by sink.
