@@ -50,7 +50,10 @@ func (l *Ledger) Retain(ctx context.Context, keep Retention, limit int) (deleted
 		return deleted, false, err
 	}
 	fromBatches, moreBatches, err := l.retainBatches(ctx, final, unknown, limit)
-	return deleted + fromBatches, looked == limit || moreNotifications || moreBatches, err
+	if more = looked == limit || moreNotifications || moreBatches; err == nil && !more {
+		err = l.emptyLog(ctx)
+	}
+	return deleted + fromBatches, more, err
 }
 
 const settledQuery = `SELECT s.company, s.queue, s.pos, s.settled_at, q.batch, CASE WHEN s.state = 'unknown' AND s.settled_at > {now} - $5 THEN 1 ELSE 0 END

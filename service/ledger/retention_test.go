@@ -1,8 +1,12 @@
 package ledger
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 )
@@ -261,4 +265,57 @@ func TestForgettingIsBounded(t *testing.T) {
 			t.Errorf("the last: %d gaps, next in %v, %v", count("gap"), next, err)
 		}
 	})
+}
+
+// What retention deletes is not in SQLite's files any more, neither in pages that became free nor in the log.
+func TestRetainLeavesNoTraces(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "ledger.db")
+	l := mustOpen(t, Config{Path: path, Replica: "one"})
+	company := mustCompany(t, l, "acme")
+	var sends []NewSend
+	for n := range 300 {
+		s := newSend(company, n)
+		s.Recipient, s.Labels = fmt.Sprintf("canary-recipient-%d", n), `{"who":"canary-label"}`
+		s.Body = bytes.Repeat([]byte("canary-body "), 1+n%3*500) // in a row, and on pages beside it
+		sends = append(sends, s)
+	}
+	mustAdd(t, l, sends...)
+	batch := newBatch(company)
+	batch.Spec = bytes.Repeat([]byte("canary-spec "), 500)
+	if _, err := l.Seal(t.Context(), mustCreate(t, l, batch).ID, 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	for range sends {
+		settleNext(t, l, company, Sent)
+	}
+	if n := strings.Count(filesOf(t, path), "canary"); n == 0 {
+		t.Fatal("nothing is in the files")
+	}
+	age(t, l, 8*24*time.Hour)
+	if n := retainAll(t, l, Retention{}, 50); n != len(sends) {
+		t.Errorf("deleted %d", n)
+	}
+	for _, planted := range []string{"canary-recipient", "canary-label", "canary-body", "canary-spec"} {
+		if n := strings.Count(filesOf(t, path), planted); n != 0 {
+			t.Errorf("%s is %d times in the files", planted, n)
+		}
+	}
+}
+
+// filesOf is all that stands in the files of a SQLite ledger.
+func filesOf(t *testing.T, path string) string {
+	t.Helper()
+	names, err := filepath.Glob(path + "*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all strings.Builder
+	for _, name := range names {
+		data, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all.Write(data)
+	}
+	return all.String()
 }

@@ -71,9 +71,10 @@ func (l *Ledger) openSQLite(ctx context.Context, c Config) error {
 	if l.witness, err = openWitness(path+".claims", func(company, number int64) { l.seeClaim(ctx, company, number) }); err != nil {
 		return err
 	}
-	// A commit is answered only when it is on the disk (FULL): a power cut loses nothing that was answered.
+	// A commit is answered only when it is on the disk (FULL): a power cut loses nothing that was answered. What is deleted is
+	// overwritten, on pages that become free too (ON and not FAST), so that the file does not keep what retention took out.
 	writing, err := newSQLiteConnector(path, "busy_timeout(5000)", "journal_mode(WAL)", "synchronous(FULL)",
-		"journal_size_limit(67108864)", "cache_size(-32768)", "temp_store(MEMORY)")
+		"journal_size_limit(67108864)", "cache_size(-32768)", "temp_store(MEMORY)", "secure_delete(ON)")
 	if err != nil {
 		return err
 	}
@@ -100,4 +101,23 @@ func (l *Ledger) openSQLite(ctx context.Context, c Config) error {
 	l.db.SetMaxOpenConns(connections)
 	l.db.SetMaxIdleConns(connections)
 	return l.db.PingContext(ctx)
+}
+
+// emptyLog writes SQLite's log back into the file and empties it: it has what was deleted as it was before. Where somebody reads for
+// longer the log stays until the next time, so that sends do not wait for it.
+func (l *Ledger) emptyLog(ctx context.Context) error {
+	if l.postgres {
+		return nil
+	}
+	conn, _, release, err := l.writer(ctx)
+	if err != nil {
+		return l.classify(ctx, err)
+	}
+	defer release()
+	for _, pragma := range []string{"busy_timeout = 100", "wal_checkpoint(TRUNCATE)", "busy_timeout = 5000"} {
+		if _, e := conn.ExecContext(context.WithoutCancel(ctx), "PRAGMA "+pragma); err == nil {
+			err = e
+		}
+	}
+	return l.classify(ctx, err)
 }
