@@ -87,7 +87,7 @@ func (l *Ledger) commitAdds(ctx context.Context, work []*addition) error {
 	if err != nil {
 		return err
 	}
-	l.fullUntil.Store(0)
+	l.noteStored()
 	for key, queue := range a.made {
 		l.loose.Store(key, queue)
 	}

@@ -43,11 +43,13 @@ func TestDiskFull(t *testing.T) {
 	if !errors.Is(err, ErrUnavailable) {
 		t.Errorf("a full disk: %v", err)
 	}
+	checkWritable(t, l, "its disk is full")
 	if totals, err := l.Totals(t.Context()); err != nil || totals.Accepted != stored {
 		t.Errorf("%d were answered, stored %+v, %v", stored, totals, err)
 	}
 	pages("4294967294")
 	mustAdd(t, l, newSend(company, -1))
+	checkWritable(t, l, "")
 	if got := len(serveAll(t, l, company, 1000)); int64(got) != stored+1 {
 		t.Errorf("%d were sent, want %d", got, stored+1)
 	}
@@ -66,9 +68,11 @@ func TestSpaceIsKeptForResults(t *testing.T) {
 	if _, err := l.Claim(t.Context(), []int64{company}, time.Second, chooseFirst); !errors.Is(err, ErrUnavailable) {
 		t.Errorf("claim: %v", err)
 	}
+	checkWritable(t, l, "MiB are free")
 	mustSettle(t, l, Settlement{ID: claimed.ID, Claim: claimed.Claim, State: Sent})
 	checkState(t, l, claimed.ID, Sent)
 	l.reserved.Store(reservedSpace)
+	checkWritable(t, l, "")
 	if got := len(serveAll(t, l, company, 10)); got != 1 {
 		t.Errorf("%d were sent once there was room again, want 1", got)
 	}
@@ -100,7 +104,12 @@ func TestReadOnlyDatabase(t *testing.T) {
 		}
 		checkState(t, l, id, Pending)
 		checkState(t, l, settlement.ID, Sending)
+		checkWritable(t, l, "it is read-only")
 		readOnly(t, l, c, false)
+		if err := l.renew(t.Context()); err != nil { // as Run does it
+			t.Fatal(err)
+		}
+		checkWritable(t, l, "")
 		mustSettle(t, l, settlement)
 		mustAdd(t, l, newSend(company, 3))
 		if got := len(serveAll(t, l, company, 10)); got != 2 {
@@ -181,6 +190,38 @@ func checkSlowCommits(t *testing.T, l *Ledger, slow, quick func()) {
 	serveAll(t, l, company, 10)
 	if totals, err := l.Totals(t.Context()); err != nil || totals != (Totals{Accepted: 2, Sent: 2}) {
 		t.Errorf("at the end %+v, %v", totals, err)
+	}
+}
+
+// A full disk of PostgreSQL's is seen by what it answers to an insert. That an update goes well, which needs no room, does not say
+// that it is over.
+func TestPostgresDiskFull(t *testing.T) {
+	c := Config{URL: ledgertest.Postgres(t), Replica: "one"}
+	l := mustOpen(t, c)
+	company := mustCompany(t, l, "acme")
+	conn := mustConnect(t, c.URL)
+	ledgertest.FillDisk(t, conn)
+	if _, err := l.Add(t.Context(), []NewSend{newSend(company, 1)}); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("add: %v", err)
+	}
+	if err := l.renew(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	checkWritable(t, l, "its disk is full")
+	if _, err := l.Claim(t.Context(), []int64{company}, time.Second, chooseFirst); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("claim: %v", err)
+	}
+	ledgertest.FreeDisk(t, conn)
+	mustAdd(t, l, newSend(company, 2))
+	checkWritable(t, l, "")
+}
+
+// checkWritable checks what is said to keep sends from being stored; nothing is "".
+func checkWritable(t *testing.T, l *Ledger, want string) {
+	t.Helper()
+	switch err := l.Writable(); {
+	case err == nil && want != "", err != nil && (want == "" || !strings.Contains(err.Error(), want)):
+		t.Errorf("Writable is %v, want %q", err, want)
 	}
 }
 

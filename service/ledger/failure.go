@@ -110,7 +110,7 @@ func (l *Ledger) classify(ctx context.Context, err error) error {
 	case errors.Is(err, context.Canceled) && ctx.Err() != nil:
 		return ctx.Err()
 	}
-	l.noteFull(err)
+	l.noteRefusal(err)
 	return fmt.Errorf("%w: %w", ErrUnavailable, err)
 }
 

@@ -310,8 +310,9 @@ type Ledger struct {
 	retaining sync.Mutex
 	retained  retained
 
-	reserved  atomic.Int64 // bytes that adds and claims leave free on a SQLite ledger's disk
-	fullUntil atomic.Int64 // on this process's clock, in nanoseconds
+	reserved  atomic.Int64            // bytes that adds and claims leave free on a SQLite ledger's disk
+	fullUntil atomic.Int64            // on this process's clock, in nanoseconds
+	refused   atomic.Pointer[refusal] // the last one, until it is seen to be over
 
 	stop   context.CancelFunc
 	ending sync.WaitGroup

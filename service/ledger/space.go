@@ -41,9 +41,56 @@ func (l *Ledger) settlesFit() error {
 	return l.hasSpace()
 }
 
-// noteFull remembers that the database could not write for want of space.
-func (l *Ledger) noteFull(err error) {
-	if sqliteCode(err) == 13 || sqlState(err) == "53100" { // SQLITE_FULL, disk_full
-		l.fullUntil.Store(time.Now().Add(fullFor).UnixNano())
+// refusedFor is how long a database that refused to store something is said not to be writable, unless it shows sooner that it
+// is. A full one may go on with updates that need no room, so their success says nothing.
+const refusedFor = time.Minute
+
+// refusal is why a database did not store something, and when.
+type refusal struct {
+	why      string
+	readOnly bool // so that any commit shows that it is over
+	at       time.Time
+}
+
+// refusals are what databases say, by SQLite's codes and PostgreSQL's.
+var refusals = map[any]refusal{
+	13: {why: "its disk is full"}, "53100": {why: "its disk is full"}, // SQLITE_FULL, disk_full
+	8: {why: "it is read-only", readOnly: true}, "25006": {why: "it is read-only", readOnly: true}, // SQLITE_READONLY, read_only_sql_transaction
+}
+
+// noteRefusal remembers that the database answers but does not write.
+func (l *Ledger) noteRefusal(err error) {
+	r, ok := refusals[sqliteCode(err)]
+	if !ok {
+		r, ok = refusals[sqlState(err)]
 	}
+	if !ok {
+		return
+	}
+	r.at = time.Now()
+	l.refused.Store(&r)
+	if !r.readOnly {
+		l.fullUntil.Store(r.at.Add(fullFor).UnixNano())
+	}
+}
+
+// noteCommit takes back that the database is read-only.
+func (l *Ledger) noteCommit() {
+	if r := l.refused.Load(); r != nil && r.readOnly {
+		l.refused.CompareAndSwap(r, nil)
+	}
+}
+
+// noteStored takes back all that was said against the database.
+func (l *Ledger) noteStored() {
+	l.fullUntil.Store(0)
+	l.refused.Store(nil)
+}
+
+// Writable is an error that says why sends cannot be stored, as far as it was seen, while the database answers; nil while they can.
+func (l *Ledger) Writable() error {
+	if r := l.refused.Load(); r != nil && time.Since(r.at) < refusedFor {
+		return fmt.Errorf("%w: %s", ErrUnavailable, r.why)
+	}
+	return l.hasSpace()
 }

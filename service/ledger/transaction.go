@@ -267,6 +267,7 @@ func (l *Ledger) transactOnce(ctx context.Context, ahead []QueueID, fn func(t *t
 	}
 	committed = true
 	l.commits.Add(1)
+	l.noteCommit()
 	return nil
 }
 
