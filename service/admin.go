@@ -92,8 +92,8 @@ func (r *readiness) answer(w http.ResponseWriter, _ *http.Request) {
 	body := struct {
 		Ready    bool     `json:"ready"`
 		Problems []string `json:"problems"` // why not
-		Degraded []string `json:"degraded"` // companies whose credential Jelou refuses
-	}{c.ready(), append([]string{}, c.problems()...), append([]string{}, c.degraded...)}
+		Degraded []string `json:"degraded"` // what goes wrong all the same, companies whose credential Jelou refuses by their ids
+	}{c.ready(), append([]string{}, c.problems()...), append([]string{}, c.degraded()...)}
 	w.Header().Set("Content-Type", "application/json")
 	if !body.Ready {
 		w.WriteHeader(http.StatusServiceUnavailable)

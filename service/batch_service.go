@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	facadev1 "github.com/jelou-facade/jelou-facade/gen/jelou/facade/v1"
+	"github.com/jelou-facade/jelou-facade/service/keyring"
 	"github.com/jelou-facade/jelou-facade/service/ledger"
 )
 
@@ -102,7 +103,7 @@ func (s *batchServer) newBatch(ctx context.Context, spec *facadev1.BatchSpec) (l
 	return ledger.NewBatch{
 		Company: company.ID, Lane: ledger.Lane(lane), Caller: c.Name(), Weight: c.Weight(), Bot: spec.BotId,
 		RequestID: spec.RequestId, Hash: hash, HashVersion: version,
-		Labels: labels, Spec: mustMarshal(spec), Paused: spec.Paused,
+		Labels: labels, Spec: s.keys.Seal(keyring.Spec, mustMarshal(spec)), Paused: spec.Paused,
 	}, nil
 }
 
@@ -257,8 +258,8 @@ func (s *batchServer) ReplayBatch(ctx context.Context, r *facadev1.ReplayBatchRe
 	if err != nil {
 		return nil, err
 	}
-	spec := &facadev1.BatchSpec{}
-	if err := proto.Unmarshal(source.Spec, spec); err != nil {
+	spec, err := s.openSpec(source)
+	if err != nil {
 		return nil, err
 	}
 	spec.RequestId, spec.Paused = r.RequestId, r.Paused
@@ -303,11 +304,21 @@ var batchStates = func() map[ledger.BatchState]facadev1.Batch_State {
 	return m
 }()
 
+// openSpec is what the caller said about a batch.
+func (s *core) openSpec(b ledger.Batch) (*facadev1.BatchSpec, error) {
+	stored, err := s.open(keyring.Spec, b.Spec)
+	if err != nil {
+		return nil, err
+	}
+	spec := &facadev1.BatchSpec{}
+	return spec, proto.Unmarshal(stored, spec)
+}
+
 // toBatch is a batch as callers see it.
 func (s *core) toBatch(ctx context.Context, b ledger.Batch) *facadev1.Batch {
-	spec := &facadev1.BatchSpec{}
-	if proto.Unmarshal(b.Spec, spec) != nil {
-		spec = &facadev1.BatchSpec{BotId: b.Bot}
+	spec, err := s.openSpec(b)
+	if err != nil { // its counts are worth more than its name
+		spec = &facadev1.BatchSpec{BotId: b.Bot, RequestId: b.RequestID}
 	}
 	batch := &facadev1.Batch{
 		BatchId: b.ID.String(), Spec: spec, State: batchStates[b.State], Paused: b.Paused,

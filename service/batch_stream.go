@@ -269,11 +269,11 @@ func (s *batchServer) openUpload(ctx context.Context, open *facadev1.StreamBatch
 		return nil, 0, err
 	}
 	u := &uploading{
-		batchServer: s, batch: b, uploader: uploader, spec: &facadev1.BatchSpec{}, next: b.NextPos,
+		batchServer: s, batch: b, uploader: uploader, next: b.NextPos,
 		items: make(chan *received, maxUnacknowledged), room: make(chan struct{}, 1), signal: make(chan struct{}, 1),
 	}
 	u.durable.Store(b.NextPos - 1)
-	if err := proto.Unmarshal(b.Spec, u.spec); err != nil {
+	if u.spec, err = s.openSpec(b); err != nil {
 		return nil, 0, err
 	}
 	u.new = ledger.NewBatch{Company: id.Company, Lane: b.Lane, Bot: b.Bot}

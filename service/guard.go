@@ -146,9 +146,12 @@ func (g *guard) begin(ctx context.Context, method string) (context.Context, *cal
 	return context.WithValue(ctx, callKey{}, c), c
 }
 
-// requestIDOrNew is the id that a caller gave a call, or a new one.
+// phoneForm is what a phone number looks like without its +, which no id may have.
+var phoneForm = regexp.MustCompile(`^[0-9]{7,}$`)
+
+// requestIDOrNew is the id that a caller gave a call, or a new one. It is logged, so one that may be a phone number is not taken.
 func requestIDOrNew(id string) string {
-	if requestIDForm.MatchString(id) {
+	if requestIDForm.MatchString(id) && !phoneForm.MatchString(id) {
 		return id
 	}
 	var b [12]byte

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	_ "github.com/jackc/pgx/v5/stdlib" // the driver pgx
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -249,23 +250,7 @@ func TestLedgerGone(t *testing.T) {
 // connections allows connections to a database, or ends those that are there and refuses new ones.
 func connections(t *testing.T, address string) func(bool) {
 	t.Helper()
-	u, err := url.Parse(address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	name := strings.TrimPrefix(u.Path, "/")
-	u.Path = "/postgres"
-	admin, err := sql.Open("pgx", u.String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = admin.Close() })
-	run := func(statement string) {
-		t.Helper()
-		if _, err := admin.ExecContext(context.Background(), statement); err != nil {
-			t.Fatal(err)
-		}
-	}
+	run, name := administer(t, address)
 	return func(yes bool) {
 		t.Helper()
 		run(fmt.Sprintf(`ALTER DATABASE %q ALLOW_CONNECTIONS %v`, name, yes))
@@ -273,6 +258,28 @@ func connections(t *testing.T, address string) func(bool) {
 			run(fmt.Sprintf(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '%s'`, name))
 		}
 	}
+}
+
+// administer runs statements beside a database, and names it.
+func administer(t *testing.T, address string) (run func(statement string), name string) {
+	t.Helper()
+	u, err := url.Parse(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	name = strings.TrimPrefix(u.Path, "/")
+	u.Path = "/postgres"
+	admin, err := sql.Open("pgx", u.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = admin.Close() })
+	return func(statement string) {
+		t.Helper()
+		if _, err := admin.ExecContext(context.Background(), statement); err != nil {
+			t.Fatal(err)
+		}
+	}, name
 }
 
 // eventually polls until something is so.
@@ -288,4 +295,94 @@ func (f *facade) eventually(so func() bool) {
 			f.Fatal("it did not come to be")
 		}
 	}
+}
+
+// TestLedgerNotWritable: a database that is full or read-only refuses sends and lets read; the process stays ready, so that callers
+// are told, and says why; and when it is over all goes on.
+func TestLedgerNotWritable(t *testing.T) {
+	for _, c := range []struct {
+		name, why string
+		make      func(t *testing.T) (c ledger.Config, fail, mend func())
+	}{
+		{"SQLite on a full disk", "its disk is full: 0 MiB are free", fullSQLite},
+		{"PostgreSQL on a full disk", "its disk is full", fullPostgres},
+		{"a read-only PostgreSQL", "it is read-only", readOnlyPostgres},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			onEach(t, func(t *testing.T, tr transport) {
+				config, fail, mend := c.make(t)
+				f := newFacade(t, func(s *setup) { s.ledger = config })
+				before, _, err := f.sendText(tr, textTo(openUser, "antes"))
+				f.must(err)
+				fail()
+				var refused error
+				f.eventually(func() bool {
+					_, _, refused = f.sendText(tr, textTo(openUser, "durante"))
+					return refused != nil // sessions that were there may write once more
+				})
+				if status.Code(refused) != codes.Unavailable || reasonOf(refused) != "LEDGER_UNAVAILABLE" {
+					t.Errorf("%v", refused)
+				}
+				told := f.awaitReady(func(r readyz) bool { return r.Ready && len(r.Degraded) > 0 })
+				if len(told.Degraded) != 1 || !strings.Contains(told.Degraded[0], c.why) {
+					t.Errorf("degraded: %q", told.Degraded)
+				}
+				if !strings.Contains(f.scrape(), "\njelou_ledger_writable 0\n") {
+					t.Error("the metrics do not tell")
+				}
+				got := &facadev1.GetSendResponse{}
+				if _, err := tr.call(t.Context(), f, "SendService/GetSend", &facadev1.GetSendRequest{SendId: before.SendId}, got); err != nil || got.Send.State != facadev1.Send_SENT {
+					t.Errorf("what was sent before: %v, %v", got.Send, err)
+				}
+				mend()
+				f.eventually(func() bool {
+					_, _, err := f.sendText(tr, textTo(openUser, "después"))
+					return err == nil
+				})
+				f.awaitReady(func(r readyz) bool { return r.Ready && len(r.Degraded) == 0 })
+				if !strings.Contains(f.scrape(), "\njelou_ledger_writable 1\n") {
+					t.Error("the metrics do not tell that it is over")
+				}
+			})
+		})
+	}
+}
+
+// fullSQLite has its folder on a file system with room, or on one that never has any.
+func fullSQLite(t *testing.T) (c ledger.Config, fail, mend func()) {
+	folder, link := t.TempDir(), filepath.Join(t.TempDir(), "folder")
+	point := func(to string) {
+		t.Helper()
+		if err := os.Symlink(to, link+".new"); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(link+".new", link); err != nil {
+			t.Fatal(err)
+		}
+	}
+	point(folder)
+	// One connection reads, for another one would look for the file in vain.
+	return ledger.Config{Path: filepath.Join(link, "ledger.db"), Connections: 1}, func() { point("/proc") }, func() { point(folder) }
+}
+
+func fullPostgres(t *testing.T) (c ledger.Config, fail, mend func()) {
+	address := ledgertest.Postgres(t)
+	conn, err := pgx.Connect(t.Context(), address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close(context.Background()) })
+	return ledger.Config{URL: address}, func() { ledgertest.FillDisk(t, conn) }, func() { ledgertest.FreeDisk(t, conn) }
+}
+
+func readOnlyPostgres(t *testing.T) (c ledger.Config, fail, mend func()) {
+	address := ledgertest.Postgres(t)
+	run, name := administer(t, address)
+	set := func(on bool) func() {
+		return func() {
+			run(fmt.Sprintf(`ALTER DATABASE %q SET default_transaction_read_only = %v`, name, on))
+			run(fmt.Sprintf(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '%s'`, name)) // new ones take the new setting
+		}
+	}
+	return ledger.Config{URL: address}, set(true), set(false)
 }

@@ -110,11 +110,13 @@ func (w *statusWriter) WriteHeader(status int) {
 func (w *statusWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 // observeServer tells about the process: what it is, whether it is ready, how the ledger stands, and who was not let in.
-func observeServer(t *telemetry.Telemetry, r *readiness, d *doors) {
+func observeServer(t *telemetry.Telemetry, s *core, r *readiness, d *doors) {
 	meter, build := t.Meter(), version.Read()
 	about := must(meter.Int64ObservableGauge("jelou.build.info", metric.WithDescription("1, with the version and the commit of this program.")))
 	ready := must(meter.Int64ObservableGauge("jelou.ready", metric.WithDescription("1 while this process takes calls (/readyz says why not).")))
 	up := must(meter.Int64ObservableGauge("jelou.ledger.up", metric.WithDescription("1 while the ledger's database answers.")))
+	writable := must(meter.Int64ObservableGauge("jelou.ledger.writable", metric.WithDescription("0 while the ledger's database answers but is full or read-only, so that no sends are taken.")))
+	missed := must(meter.Int64ObservableCounter("jelou.ledger.key_missing", metric.WithDescription("Times that something stored could not be opened, because this process has not got its key.")))
 	held := must(meter.Int64ObservableGauge("jelou.ledger.held", metric.WithDescription("1 while the ledger is held until a person releases it, by cause: moved or rewound.")))
 	durable := must(meter.Int64ObservableGauge("jelou.ledger.durable_failover", metric.WithDescription("1 where a failover of the database loses nothing that was confirmed.")))
 	refused := must(meter.Int64ObservableCounter("jelou.credentials.refused", metric.WithDescription("Credentials of callers that were refused, by reason.")))
@@ -125,6 +127,8 @@ func observeServer(t *telemetry.Telemetry, r *readiness, d *doors) {
 		o.ObserveInt64(about, 1, built)
 		o.ObserveInt64(ready, oneIf(c.ready()))
 		o.ObserveInt64(up, oneIf(c.ledgerUp))
+		o.ObserveInt64(writable, oneIf(c.unwritable == nil))
+		o.ObserveInt64(missed, s.unopened.count.Load())
 		o.ObserveInt64(held, oneIf(c.halt.Held && !c.halt.Rewound), moved)
 		o.ObserveInt64(held, oneIf(c.halt.Held && c.halt.Rewound), rewound)
 		o.ObserveInt64(durable, oneIf(c.durability.Failover))
@@ -132,7 +136,7 @@ func observeServer(t *telemetry.Telemetry, r *readiness, d *doors) {
 			o.ObserveInt64(refused, n, metric.WithAttributes(attribute.String("reason", string(reason))))
 		}
 		return nil
-	}, about, ready, up, held, durable, refused))
+	}, about, ready, up, writable, missed, held, durable, refused))
 }
 
 func oneIf(b bool) int64 {

@@ -35,7 +35,9 @@ type condition struct {
 	halt       ledger.Halt
 	durability ledger.Durability
 	stopping   bool
-	degraded   []string // companies whose credential Jelou refuses
+	unwritable error    // why sends cannot be stored, while the ledger answers
+	keyMissing bool     // something is stored whose key this process has not got
+	refused    []string // companies whose credential Jelou refuses
 }
 
 func (c *condition) ready() bool { return len(c.problems()) == 0 }
@@ -59,10 +61,24 @@ func (c *condition) problems() []string {
 	return found
 }
 
+// degraded is what goes wrong while the process is ready.
+func (c *condition) degraded() []string {
+	found := slices.Clone(c.refused)
+	if c.unwritable != nil {
+		found = append(found, "sends are not taken: "+c.unwritable.Error())
+	}
+	if c.keyMissing {
+		found = append(found, "ledger.encryption_key_file: a key is missing; what it sealed is not sent from here")
+	}
+	return found
+}
+
 // readiness tells who asks whether calls may come here. A database that is away, a ledger that is held and a stop make the
 // process not ready. A credential that Jelou refuses does not, not even the only company's: every replica has the same, so
 // taking all of them away would turn an error that says what to do into connections that fail, and batches that can
-// wait into batches that are refused. It shows as degraded.
+// wait into batches that are refused. It shows as degraded. So does a database that is full or read-only: all replicas have
+// the same, and only what stores sends fails, with an error that says why, while sends and results can be read. And so does a
+// key that is missing: what it sealed other replicas send.
 type readiness struct {
 	health *health.Server
 	core   *core
@@ -108,11 +124,15 @@ func (r *readiness) look(ctx context.Context) {
 	for _, c := range companiesOf(r.core.settings.Load().Bots) {
 		refused := r.core.dispatch.CredentialRefused(c.ID)
 		if refused {
-			seen.degraded = append(seen.degraded, c.Name)
+			seen.refused = append(seen.refused, c.Name)
 		}
 		r.health.SetServingStatus(healthCompany+c.Name, serving(!refused))
 	}
-	slices.Sort(seen.degraded)
+	slices.Sort(seen.refused)
+	seen.keyMissing = r.core.keyMissing()
+	if seen.ledgerUp {
+		seen.unwritable = r.core.ledger.Writable()
+	}
 	r.set(func(c *condition) {
 		seen.stopping = c.stopping
 		if !seen.ledgerUp {

@@ -119,7 +119,7 @@ var causes = map[string]string{
 func (s *core) toSend(ctx context.Context, row ledger.Send) (*facadev1.Send, error) {
 	send := &facadev1.Send{}
 	if len(row.Result) > 0 {
-		result, err := s.keys.Open(keyring.Result, row.Result)
+		result, err := s.open(keyring.Result, row.Result)
 		if err == nil {
 			err = proto.Unmarshal(result, send)
 		}

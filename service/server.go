@@ -109,6 +109,7 @@ type core struct {
 	stopping  chan struct{} // closed when the server begins to stop
 	streamAge time.Duration // of a connection when its streams are ended
 	halt      lastHalt
+	unopened  unopened
 }
 
 // Server listens from New on and serves in Run.
@@ -145,12 +146,11 @@ func New(c Config) (*Server, error) {
 	s.core.dispatch = dispatch.New(dispatch.Config{
 		Ledger: c.Ledger, Companies: companiesOf(c.Bots),
 		Result: s.core.storedResult, Error: s.core.storedError,
-		Open:       func(body []byte) ([]byte, error) { return c.Keys.Open(keyring.Body, body) },
-		Configured: s.doors.known, Logger: c.Logger, Meter: c.Telemetry.Meter(), Tracer: c.Telemetry.Tracer(),
+		Open: s.core.openBody, Configured: s.doors.known, Logger: c.Logger, Meter: c.Telemetry.Meter(), Tracer: c.Telemetry.Tracer(),
 	})
 	s.core.settings.Store(&c.Settings)
 	s.readiness = newReadiness(s.core, c.Logger)
-	observeServer(c.Telemetry, s.readiness, s.doors)
+	observeServer(c.Telemetry, s.core, s.readiness, s.doors)
 	observeAudit(c.Telemetry.Meter(), c.Audit)
 	s.metrics = newCallMetrics(c.Telemetry.Meter())
 	s.metrics.enlist(c.Callers)

@@ -20,6 +20,7 @@ import (
 
 	facadev1 "github.com/jelou-facade/jelou-facade/gen/jelou/facade/v1"
 	"github.com/jelou-facade/jelou-facade/service/jelou"
+	"github.com/jelou-facade/jelou-facade/service/keyring"
 	"github.com/jelou-facade/jelou-facade/service/ledger"
 )
 
@@ -289,6 +290,7 @@ var ledgerErrors = []struct {
 	{ledger.ErrNotFound, facadev1.ErrorReason_RESOURCE_NOT_FOUND, "no such send or batch"},
 	{ledger.ErrBadID, facadev1.ErrorReason_RESOURCE_NOT_FOUND, "no such id; copy it whole, as it was answered"},
 	{ledger.ErrHeld, facadev1.ErrorReason_LEDGER_HELD, "the ledger is held, and what it calls unsent may have been sent; an operator must release it: jelou-facade ledger release"},
+	{keyring.ErrKeyMissing, facadev1.ErrorReason_LEDGER_UNAVAILABLE, "this replica has not got the key of what is stored; another one may have it"},
 	{ledger.ErrUnavailable, facadev1.ErrorReason_LEDGER_UNAVAILABLE, "the ledger's database cannot be reached; nothing was sent"},
 }
 

@@ -30,7 +30,15 @@ func (d *Dispatcher) attempt(work context.Context, t turn, send ledger.Send, sta
 	c := t.company
 	work, span := d.traceAttempt(work, c, send, start, claimed)
 	defer span.End()
-	result, err := d.request(work, t, send, start.Add(t.settings.attemptTimeout()))
+	body, unopened := d.config.Open(send.Body)
+	switch {
+	case errors.Is(unopened, ErrKeyMissing):
+		d.returnSealed(work, c, send)
+		return
+	case unopened != nil: // damaged
+		d.log.Error("a stored send cannot be opened", slog.String("send_id", send.ID.String()), slog.Any("error", unopened))
+	}
+	result, err := d.request(work, t, send, body, start.Add(t.settings.attemptTimeout()))
 	over := time.Now()
 	timing := timingOf(result, err)
 	d.metrics.noteAttempt(work, c.Name, over.Sub(start), err)
@@ -43,8 +51,8 @@ func (d *Dispatcher) attempt(work context.Context, t turn, send ledger.Send, sta
 	d.replan(c)
 }
 
-// request makes the one request. A crash here leaves the send claimed: its lease lapses and it is unknown.
-func (d *Dispatcher) request(work context.Context, t turn, send ledger.Send, deadline time.Time) (result *jelou.Result, failed *jelou.Error) {
+// request makes the one request; body is the send's, nil where it is damaged. A crash here leaves the send claimed: its lease lapses and it is unknown.
+func (d *Dispatcher) request(work context.Context, t turn, send ledger.Send, body []byte, deadline time.Time) (result *jelou.Result, failed *jelou.Error) {
 	ctx, cancel := context.WithDeadline(work, deadline)
 	defer cancel()
 	if ctx.Err() != nil {
@@ -57,14 +65,9 @@ func (d *Dispatcher) request(work context.Context, t turn, send ledger.Send, dea
 			result, failed = nil, lostInside()
 		}
 	}()
-	body, err := d.config.Open(send.Body)
-	if err != nil {
-		// Somebody may put the key back, so the send waits as for a Jelou that cannot be reached.
-		d.log.Error("a stored send cannot be opened", slog.String("send_id", send.ID.String()), slog.Any("error", err))
-		return nil, &jelou.Error{Outcome: jelou.Unreachable, Reason: facadev1.ErrorReason_INTERNAL, Message: "the stored send cannot be opened"}
-	}
 	item := &facadev1.BatchItem{}
-	if err := proto.Unmarshal(body, item); err != nil {
+	err := proto.Unmarshal(body, item)
+	if body == nil || err != nil {
 		return nil, &jelou.Error{Outcome: jelou.Refused, Reason: facadev1.ErrorReason_INTERNAL, Message: "the stored send cannot be read"}
 	}
 	ctx, stop := d.watchAck(ctx, t.company, send.Claim)
@@ -82,6 +85,20 @@ func (d *Dispatcher) request(work context.Context, t turn, send ledger.Send, dea
 		return nil, e
 	}
 	return nil, lostInside() // not of the client's kinds: nobody can say how far it came
+}
+
+// returnSealed lets a send wait whose key this process has not got: it has not left, so that costs no attempt.
+func (d *Dispatcher) returnSealed(work context.Context, c *company, send ledger.Send) {
+	over := time.Now()
+	wait, first := c.unopened(send.ID, over)
+	if first {
+		c.log.Warn("stored sends wait for a replica that has their key", slog.String("send_id", send.ID.String()))
+	}
+	s := ledger.Settlement{ID: send.ID, Claim: send.Claim, State: ledger.Pending, Reason: send.Reason, Uncounted: true, Backoff: wait}
+	s.Pace = c.settlePace(send.Claim, nil, &jelou.Error{Outcome: jelou.Unreachable}, over)
+	d.settle(work, c, s, over, jelou.Timing{})
+	c.gaveBack()
+	d.replan(c)
 }
 
 func lostInside() *jelou.Error {

@@ -45,10 +45,11 @@ type company struct {
 	flying    int // own requests on their way
 	reads     []*read
 
-	unreachable int       // failures to reach Jelou in a row
-	failedAt    time.Time // the last of them
-	quietUntil  time.Time // this process does not try to reach Jelou before
-	repeatAt    time.Time // when the next repeated attempt fits into its share of the allowance
+	unreachable int               // failures to reach Jelou in a row
+	failedAt    time.Time         // the last of them
+	quietUntil  time.Time         // this process does not try to reach Jelou before
+	repeatAt    time.Time         // when the next repeated attempt fits into its share of the allowance
+	sealed      map[ledger.ID]int // how often this process has not got the key of a send
 
 	pause   pace.Pause // as last logged
 	halted  halt       // why the ledger gives nothing
@@ -73,7 +74,7 @@ const (
 )
 
 func newCompany(co *Company, clock *clock, log *slog.Logger) *company {
-	c := &company{ID: co.ID, Name: co.Name, clock: clock, log: log.With(slog.String("company", co.Name)), appointment: appointment{index: -1}, promised: map[ledger.ID]time.Time{}}
+	c := &company{ID: co.ID, Name: co.Name, clock: clock, log: log.With(slog.String("company", co.Name)), appointment: appointment{index: -1}, promised: map[ledger.ID]time.Time{}, sealed: map[ledger.ID]int{}}
 	c.set(co)
 	return c
 }
@@ -367,6 +368,30 @@ func (c *company) landed(now, began time.Time, reached bool) {
 		c.unreachable++
 		c.failedAt = now
 	}
+}
+
+const (
+	// sealedQuiet is how long this process leaves a company alone after a send whose key it has not got.
+	sealedQuiet = 250 * time.Millisecond
+	// Backoff of such a send. At first it is shorter than sealedQuiet, so that another process takes the send, which may have the
+	// key; when none has, it becomes longer, so that the sends behind it have their turn.
+	sealedFirst = 100 * time.Millisecond
+	sealedMost  = time.Minute
+	// sealedKnown is how many such sends are remembered.
+	sealedKnown = 10_000
+)
+
+// unopened is how long a send waits whose key this process has not got, and whether it is the first of the company.
+func (c *company) unopened(id ledger.ID, now time.Time) (wait time.Duration, first bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	n, first := c.sealed[id], len(c.sealed) == 0
+	if len(c.sealed) >= sealedKnown {
+		clear(c.sealed)
+	}
+	c.sealed[id] = n + 1
+	c.quietUntil = later(c.quietUntil, now.Add(halfJitter(sealedQuiet)))
+	return halfJitter(min(sealedFirst<<min(2*n, 20), sealedMost)), first
 }
 
 // gaveBack notes that a turn was not used.

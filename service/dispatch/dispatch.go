@@ -10,6 +10,7 @@ package dispatch
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"maps"
 	"sync"
@@ -51,7 +52,7 @@ type Config struct {
 	// Result and Error make what is kept with a send of what Jelou answered.
 	Result func(*jelou.Result) []byte
 	Error  func(*jelou.Error) []byte
-	// Open reads a stored body that may be encrypted; nil takes it as it is.
+	// Open reads a stored body that may be encrypted; nil takes it as it is. ErrKeyMissing.
 	Open func([]byte) ([]byte, error)
 
 	// Configured tells whether a caller is one of the configuration: metrics name only those. Nil: all are named.
@@ -62,6 +63,10 @@ type Config struct {
 	Meter  metric.Meter // nil measures nothing
 	Tracer trace.Tracer // nil traces nothing
 }
+
+// ErrKeyMissing is Config.Open's error for a body whose key this process has not got. Another process may have it, or this one
+// later: the send waits, whatever that takes, until its own time is over.
+var ErrKeyMissing = errors.New("the key of a stored send is missing")
 
 const (
 	// DefaultAttemptTimeout is a Company's AttemptTimeout that is zero.

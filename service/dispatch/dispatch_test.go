@@ -77,6 +77,7 @@ type setup struct {
 	company  Company
 	baseURL  string
 	replicas int // more than one are on PostgreSQL
+	open     func(replica int) func(body []byte) ([]byte, error)
 }
 
 // quick is a fast company: 5 requests in 100 ms.
@@ -103,12 +104,16 @@ func newWorld(t *testing.T, change func(*setup)) *world {
 	}
 	for i := range s.replicas {
 		config.Replica = fmt.Sprintf("replica-%d", i)
-		w.replicas = append(w.replicas, w.newReplica(config, s))
+		var open func([]byte) ([]byte, error)
+		if s.open != nil {
+			open = s.open(i)
+		}
+		w.replicas = append(w.replicas, w.newReplica(config, s, open))
 	}
 	return w
 }
 
-func (w *world) newReplica(config ledger.Config, s setup) *replica {
+func (w *world) newReplica(config ledger.Config, s setup, open func([]byte) ([]byte, error)) *replica {
 	w.Helper()
 	l, err := ledger.Open(w.Context(), config)
 	w.must(err)
@@ -119,7 +124,7 @@ func (w *world) newReplica(config ledger.Config, s setup) *replica {
 	w.baseURL = s.baseURL
 	company.Client = w.newClient(company)
 	r := &replica{ledger: l, settings: company, dispatch: New(Config{
-		Ledger: l, Companies: []*Company{&company}, Logger: slog.New(w.logs),
+		Ledger: l, Companies: []*Company{&company}, Open: open, Logger: slog.New(w.logs),
 		Result: func(r *jelou.Result) []byte { return []byte(r.MessageID) }, Error: func(e *jelou.Error) []byte { return []byte(e.Message) },
 	})}
 	dispatching, stopDispatching := context.WithCancel(context.Background())

@@ -22,6 +22,7 @@ import (
 	"os"
 	"strings"
 	"sync/atomic"
+	"time"
 )
 
 // A Keyring seals and opens. A nil one leaves everything as it is.
@@ -32,6 +33,7 @@ type Keyring struct {
 
 // keys are what one reading of the file gave.
 type keys struct {
+	read  time.Time
 	first *key
 	all   map[print]*key
 }
@@ -53,6 +55,7 @@ type Purpose string
 const (
 	Body   Purpose = "send.body"   // recipient and content
 	Result Purpose = "send.result" // what Jelou answered
+	Spec   Purpose = "batch.spec"  // what a caller said about a batch
 )
 
 const (
@@ -86,8 +89,16 @@ func (k *Keyring) Reload() error {
 	return nil
 }
 
+// ReadAt is when the keys in force were read; zero without any.
+func (k *Keyring) ReadAt() time.Time {
+	if k == nil {
+		return time.Time{}
+	}
+	return k.keys.Load().read
+}
+
 func parse(data []byte) (*keys, error) {
-	read := &keys{all: map[print]*key{}}
+	read := &keys{read: time.Now(), all: map[print]*key{}}
 	lines := bufio.NewScanner(bytes.NewReader(data))
 	for number := 1; lines.Scan(); number++ {
 		line := strings.TrimSpace(lines.Text())
