@@ -107,18 +107,27 @@ func (v *live) restURL() string {
 	return scheme + "://" + v.server.HTTPAddr().String()
 }
 
+// hangups are SIGHUP, for each that does something about it.
+type hangups struct{ reload, rotate chan os.Signal }
+
+// catchHangups keeps SIGHUP from ending the process, until it is stopped; what comes before somebody follows is kept.
+func catchHangups() (h hangups, stop func()) {
+	h = hangups{make(chan os.Signal, 1), make(chan os.Signal, 1)}
+	signal.Notify(h.reload, syscall.SIGHUP)
+	signal.Notify(h.rotate, syscall.SIGHUP)
+	return h, func() {
+		signal.Stop(h.reload)
+		signal.Stop(h.rotate)
+	}
+}
+
 // follow has the files read again when they change and on SIGHUP, and the audit log opened again on SIGHUP, until it is stopped.
-func (v *live) follow(ctx context.Context) (stop func()) {
+func (v *live) follow(ctx context.Context, h hangups) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
-	hangup, rotated := make(chan os.Signal, 1), make(chan os.Signal, 1)
-	signal.Notify(hangup, syscall.SIGHUP)
-	signal.Notify(rotated, syscall.SIGHUP)
 	var running sync.WaitGroup
-	running.Go(func() { v.reloader.Run(ctx, hangup) })
-	running.Go(func() { v.rotate(ctx, rotated) })
+	running.Go(func() { v.reloader.Run(ctx, h.reload) })
+	running.Go(func() { v.rotate(ctx, h.rotate) })
 	return func() {
-		signal.Stop(hangup)
-		signal.Stop(rotated)
 		cancel()
 		running.Wait()
 	}

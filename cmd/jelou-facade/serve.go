@@ -61,6 +61,12 @@ func (f serveFlags) override(config *configv1.Config) {
 
 // serve runs the server until ctx ends.
 func serve(ctx context.Context, flags serveFlags, out io.Writer) (err error) {
+	var hung hangups
+	if !flags.sandbox { // which ends with its terminal
+		var stop func()
+		hung, stop = catchHangups() // before anything that takes time
+		defer stop()
+	}
 	var config *configv1.Config
 	var box *sandbox
 	if flags.sandbox {
@@ -105,7 +111,7 @@ func serve(ctx context.Context, flags serveFlags, out io.Writer) (err error) {
 		box.welcome(out, live.server)
 	} else {
 		fmt.Fprintf(out, "gRPC %s\nREST %s\nadmin http://%s\n", live.server.GRPCAddr(), live.restURL(), live.server.AdminAddr())
-		stop := live.follow(ctx)
+		stop := live.follow(ctx, hung)
 		defer stop()
 	}
 	return live.server.Run(ctx)

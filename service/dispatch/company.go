@@ -36,6 +36,7 @@ type company struct {
 	mu        sync.Mutex
 	rule      pace.Config
 	rank      int
+	alive     int         // replicas
 	budget    pace.Budget // as last seen
 	claimNo   int64       // of the latest claim seen
 	waits     pace.Lanes  // in which something waits, as far as is known
@@ -49,6 +50,7 @@ type company struct {
 	failedAt    time.Time         // the last of them
 	quietUntil  time.Time         // this process does not try to reach Jelou before
 	repeatAt    time.Time         // when the next repeated attempt fits into its share of the allowance
+	sealedUntil time.Time         // this process stands behind the others, for it has not got a key
 	sealed      map[ledger.ID]int // how often this process has not got the key of a send
 
 	pause   pace.Pause // as last logged
@@ -189,7 +191,7 @@ func (c *company) learn(now time.Time, cl ledger.Claim, d *decision) (time.Time,
 	switch {
 	case c.halted != notHalted:
 		return now.Add(lookAgain), glanceLook
-	case cl.Busy && c.rank == 0:
+	case cl.Busy && c.place(now) == 0:
 		return now.Add(busyWait), claimLook
 	case cl.Busy:
 		return now.Add(rankDelay), glanceLook
@@ -276,7 +278,7 @@ func (c *company) woken(now time.Time, w ledger.Wake) (time.Time, look) {
 	case w.Here && fresh:
 		return at, claimLook
 	case !w.Here:
-		return now.Add(rankDelay * time.Duration(1+c.rank)), glanceLook
+		return now.Add(rankDelay * time.Duration(1+c.place(now))), glanceLook
 	}
 	return c.ranked(now, at, ok)
 }
@@ -316,8 +318,8 @@ func (c *company) ranked(now, at time.Time, ok bool) (time.Time, look) {
 		return now.Add(lookAgain - rand.N(lookAgain/4)), glanceLook
 	case at.After(now.Add(openSoon)) && c.budget.Open() > c.flying:
 		at, how = now.Add(openGlance), glanceLook
-	case c.rank > 0 && len(c.reads) == 0:
-		at = later(at.Add(rankDelay*time.Duration(c.rank)), c.glancedAt.Add(rankDelay))
+	case c.place(now) > 0 && len(c.reads) == 0:
+		at = later(at.Add(rankDelay*time.Duration(c.place(now))), c.glancedAt.Add(rankDelay))
 		how = glanceLook
 	}
 	if again := now.Add(lookAgain); at.After(again) {
@@ -333,12 +335,20 @@ func later(a, b time.Time) time.Time {
 	return b
 }
 
-func (c *company) setRank(rank int) (changed bool) {
+func (c *company) setRank(rank, alive int) (changed bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	changed = c.rank != rank
-	c.rank = rank
+	c.rank, c.alive = rank, alive
 	return changed
+}
+
+// place is the rank, behind all other replicas while this one lacks a key that they may have.
+func (c *company) place(now time.Time) int {
+	if c.alive > 1 && now.Before(c.sealedUntil) {
+		return c.rank + c.alive
+	}
+	return c.rank
 }
 
 func (c *company) currentRule() pace.Config {
@@ -371,10 +381,11 @@ func (c *company) landed(now, began time.Time, reached bool) {
 }
 
 const (
-	// sealedQuiet is how long this process leaves a company alone after a send whose key it has not got.
+	// After a send whose key it has not got this process leaves the company alone for sealedQuiet, and stands behind other replicas for
+	// sealedFor, which is longer than the send's backoff: so another one takes it.
 	sealedQuiet = 250 * time.Millisecond
-	// Backoff of such a send. At first it is shorter than sealedQuiet, so that another process takes the send, which may have the
-	// key; when none has, it becomes longer, so that the sends behind it have their turn.
+	sealedFor   = 2 * time.Minute
+	// Backoff of such a send. When nobody has the key it becomes longer, so that the sends behind it have their turn.
 	sealedFirst = 100 * time.Millisecond
 	sealedMost  = time.Minute
 	// sealedKnown is how many such sends are remembered.
@@ -390,7 +401,7 @@ func (c *company) unopened(id ledger.ID, now time.Time) (wait time.Duration, fir
 		clear(c.sealed)
 	}
 	c.sealed[id] = n + 1
-	c.quietUntil = later(c.quietUntil, now.Add(halfJitter(sealedQuiet)))
+	c.quietUntil, c.sealedUntil = later(c.quietUntil, now.Add(halfJitter(sealedQuiet))), now.Add(sealedFor)
 	return halfJitter(min(sealedFirst<<min(2*n, 20), sealedMost)), first
 }
 

@@ -183,7 +183,7 @@ func (d *Dispatcher) Update(companies []*Company) {
 		c := next[co.ID]
 		if c == nil {
 			c = newCompany(co, d.clock, d.log)
-			c.setRank(rank(c.ID, d.config.Ledger.Replica(), d.alive))
+			c.setRank(rank(c.ID, d.config.Ledger.Replica(), d.alive), len(d.alive))
 			next[co.ID] = c
 			d.metrics.enlist(co.Name)
 			added = append(added, c)

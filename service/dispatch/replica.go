@@ -65,7 +65,7 @@ func (d *Dispatcher) setReplicas(replicas []string) {
 		d.log.Info("replicas", slog.Int("alive", alive))
 	}
 	for _, c := range d.all() {
-		if r := rank(c.ID, d.config.Ledger.Replica(), replicas); c.setRank(r) {
+		if r := rank(c.ID, d.config.Ledger.Replica(), replicas); c.setRank(r, alive) {
 			d.replan(c)
 		}
 	}
