@@ -674,3 +674,25 @@ func TestScheduled(t *testing.T) {
 		}
 	})
 }
+
+// TestBatchSpecIsSealed: what a caller says of a batch is read again, also by a replay, and is not in the database as it was said.
+func TestBatchSpecIsSealed(t *testing.T) {
+	onEach(t, func(t *testing.T, tr transport) {
+		f := newFacade(t, nil) // which looks at the end for this name in what is stored
+		const name = "Cumpleaños de Lucía"
+		f.must(f.sim.SetFaults(jelousim.Fault{Kind: jelousim.FaultMediaTooLarge, Times: 1}))
+		request, created := batchOf(1, "feliz "), &facadev1.CreateBatchResponse{}
+		request.Spec.DisplayName = name
+		_, err := tr.call(t.Context(), f, "BatchService/CreateBatch", request, created)
+		f.must(err)
+		_, watched := watch(f, tr, created.Batch.BatchId, "")
+		replayed := &facadev1.ReplayBatchResponse{}
+		_, err = tr.call(t.Context(), f, "BatchService/ReplayBatch", &facadev1.ReplayBatchRequest{BatchId: watched.BatchId, States: []facadev1.Send_State{facadev1.Send_FAILED}}, replayed)
+		f.must(err)
+		for _, b := range []*facadev1.Batch{created.Batch, watched, replayed.Batch} {
+			if b.GetSpec().GetDisplayName() != name {
+				t.Errorf("%v", b)
+			}
+		}
+	})
+}

@@ -12,8 +12,10 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/testing/protocmp"
 
@@ -369,4 +371,37 @@ func TestStop(t *testing.T) {
 			t.Errorf("%d sent, %d refused", sent, drained)
 		}
 	})
+}
+
+// TestRequestIDsOfCalls: a caller's own id goes into the log and the audit log, unless it may be a phone number.
+func TestRequestIDsOfCalls(t *testing.T) {
+	f := newFacade(t, nil)
+	for _, c := range []struct {
+		id    string
+		taken bool
+	}{
+		{"order-8841", true}, {"884100", true}, {"2026-11-29", true}, {"8841000a", true},
+		{openUser, false}, {"+" + openUser, false}, {"8841000", false}, {"two words", false}, {strings.Repeat("a", 129), false},
+	} {
+		onGRPC := metadata.MD{}
+		ctx := metadata.AppendToOutgoingContext(t.Context(), "x-request-id", c.id)
+		if _, err := facadev1.NewMessageServiceClient(f.conn).SendMessage(ctx, textTo(openUser, "uno "+c.id), grpc.Header(&onGRPC)); err != nil {
+			t.Error(err)
+		}
+		onREST, err := overRESTWith(t.Context(), f, "MessageService/SendMessage", textTo(openUser, "dos "+c.id), &facadev1.SendMessageResponse{}, http.Header{"X-Request-Id": {c.id}})
+		if err != nil {
+			t.Error(err)
+		}
+		unrouted, err := http.NewRequestWithContext(t.Context(), http.MethodGet, f.rest+"/nowhere", nil)
+		f.must(err)
+		unrouted.Header.Set("X-Request-Id", c.id)
+		answer, err := http.DefaultClient.Do(unrouted)
+		f.must(err)
+		f.must(answer.Body.Close())
+		for over, got := range map[string]string{"gRPC": strings.Join(onGRPC.Get("x-request-id"), ","), "REST": onREST.Get("X-Request-Id"), "no route": answer.Header.Get("X-Request-Id")} {
+			if got == "" || (got == c.id) != c.taken {
+				t.Errorf("%s: %q is answered with %q", over, c.id, got)
+			}
+		}
+	}
 }
