@@ -19,8 +19,10 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 
 	facadev1 "github.com/jelou-facade/jelou-facade/gen/jelou/facade/v1"
 	"github.com/jelou-facade/jelou-facade/service/jelousim"
@@ -253,6 +255,13 @@ func TestKeyRotationTooEarly(t *testing.T) {
 	}
 	early = replica(after + before)
 	early.allSent(batch, items)
+	batches := facadev1.NewBatchServiceClient(late.dial())
+	if read, err := batches.GetBatch(t.Context(), &facadev1.GetBatchRequest{BatchId: batch}); err != nil || read.Batch.Counts.Sent != items {
+		t.Errorf("the batch without its key: %v, %v", read, err)
+	}
+	if _, err := facadev1.NewSendServiceClient(late.dial()).ListSends(t.Context(), &facadev1.ListSendsRequest{BatchId: batch}); status.Code(err) != codes.Unavailable {
+		t.Errorf("its results without their key: %v", err)
+	}
 
 	late.swap(map[string]string{"keys": before + after})
 	late.eventually("the key is in force", 20*time.Second, func() bool { return !late.keyMissing() })

@@ -213,7 +213,8 @@ type BatchSpec struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The bot that sends all items: a batch belongs to one bot, hence to one allowance.
 	BotId string `protobuf:"bytes,1,opt,name=bot_id,json=botId,proto3" json:"bot_id,omitempty"`
-	// The caller's own id of the batch: creating it again with the same id opens the same batch.
+	// The caller's own id of the batch: creating it again with the same id opens the same batch. Not for
+	// personal data: see SendMessageRequest.request_id.
 	RequestId string `protobuf:"bytes,2,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	// A name for people, at most 128 characters. Not for personal data: it is stored as it is, with a key file too.
 	DisplayName string `protobuf:"bytes,3,opt,name=display_name,json=displayName,proto3" json:"display_name,omitempty"`

@@ -35,6 +35,7 @@ type SendMessageRequest struct {
 	Message *Message `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
 	// The caller's own id of this send, unique per caller until 24 hours after its end: a repeated call with
 	// the same id and content gets the same send, never a second message. 1 to 128 letters, digits, dots, dashes or underscores.
+	// Not for personal data, such as a phone number: it is stored as it is, also where content is encrypted.
 	RequestId string `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	// Checks everything and sends nothing: the answer has no send. Takes no request_id.
 	ValidateOnly bool `protobuf:"varint,5,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`

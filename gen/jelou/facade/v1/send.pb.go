@@ -285,7 +285,8 @@ type SendOptions struct {
 	// What happens when the outcome is unknown.
 	OnUnknown SendOptions_OnUnknown `protobuf:"varint,4,opt,name=on_unknown,json=onUnknown,proto3,enum=jelou.facade.v1.SendOptions_OnUnknown" json:"on_unknown,omitempty"`
 	// The caller's own marks, to filter lists by: at most 16 with keys of at most 63 and values of
-	// at most 128 characters. Not for personal data: labels are shown and may be logged.
+	// at most 128 characters. Not for personal data: labels are shown, may be logged, and are stored as they are, also
+	// where content is encrypted.
 	Labels        map[string]string `protobuf:"bytes,5,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -883,7 +883,8 @@ type Ledger struct {
 	// How long a final send is kept, and with it its request_id; 7 days when absent, at least 24 hours.
 	Retention *durationpb.Duration `protobuf:"bytes,4,opt,name=retention,proto3" json:"retention,omitempty"`
 	// A file of keys that encrypt what is stored of a send's content and recipients: a line each, as `jelou-facade ledger key`
-	// prints it; the first one encrypts, all decrypt. All replicas have the same. Nothing is encrypted when empty.
+	// prints it; the first one encrypts, all decrypt. All replicas have the same. Names of batches are encrypted too; labels and
+	// request_ids are not, for they are looked up: nothing personal belongs in them. Nothing is encrypted when empty.
 	EncryptionKeyFile string `protobuf:"bytes,5,opt,name=encryption_key_file,json=encryptionKeyFile,proto3" json:"encryption_key_file,omitempty"`
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
