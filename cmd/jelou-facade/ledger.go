@@ -76,8 +76,8 @@ func newKeyCommand() *cobra.Command {
 		Short: "Print a new key for ledger.encryption_key_file",
 		Long: `Key prints one line for the file that ledger.encryption_key_file names. The first line of the file encrypts what is stored of a
 send's content and recipients, and all lines decrypt. To change the key: add the new line at the end of the file of every
-replica, then move it to the top of all of them; delete the old line once nothing is kept that it encrypted, which is
-ledger.retention after the move, and 30 days more where sends are scheduled. Whoever loses the file loses what waits.`,
+replica, then move it to the top of all of them; delete the old line once nothing is kept that it encrypted: docs/configuration.md says
+when that is, and what changes meanwhile. Whoever loses the file loses what waits.`,
 		Example: "  (umask 077; jelou-facade ledger key > ledger.key)",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
