@@ -64,22 +64,28 @@ func (s *core) admitItems(ctx context.Context, items []ledger.NewSend) error {
 	return nil
 }
 
-// fitsDay refuses a batch that does not fit into its caller's day, before anything of it is stored. One that is stored already
-// goes on: its items were counted.
-func (s *core) fitsDay(ctx context.Context, b ledger.NewBatch, items int64) error {
-	limit := callerOf(ctx).DailySends()
-	if limit == 0 {
-		return nil
+// admitBatch is admitItems for a whole batch, which has to fit into its caller's day as well. One that is stored already is never
+// refused. The day is counted by the ledger, with the items; here it only keeps a batch that cannot fit from being written.
+func (s *core) admitBatch(ctx context.Context, b ledger.NewBatch, items []ledger.NewSend) error {
+	var refused error
+	if limit := callerOf(ctx).DailySends(); limit > 0 {
+		refused = s.ledger.CheckQuota(ctx, b.Company, b.Caller, limit, int64(len(items)))
 	}
-	refused := s.ledger.CheckQuota(ctx, b.Company, b.Caller, limit, items)
+	if refused == nil {
+		refused = s.admitItems(ctx, items)
+	}
 	if refused == nil || b.RequestID == "" {
 		return refused
 	}
 	stored, _, err := s.ledger.Batches(ctx, ledger.BatchFilter{Companies: []int64{b.Company}, Caller: b.Caller, RequestID: b.RequestID}, ledger.Cursor{}, 1)
-	if err != nil || len(stored) > 0 {
+	switch {
+	case err != nil:
 		return err
+	case len(stored) == 0:
+		return refused
 	}
-	return refused
+	s.dispatch.Added(b.Company, b.Lane, b.Caller, len(items)) // which CreateBatch takes back
+	return nil
 }
 
 func missesDeadline(wait, within time.Duration) *fault {

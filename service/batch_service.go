@@ -22,8 +22,8 @@ type batchServer struct {
 	*core
 }
 
-// CreateBatch stores a sealed batch. A crash in the middle leaves it open: the repeated call, with its request_id, goes on
-// where it was.
+// CreateBatch stores a sealed batch, all of it or nothing. A crash after the commit loses the answer only: the repeated call, with
+// its request_id, finds the batch.
 func (s *batchServer) CreateBatch(ctx context.Context, r *facadev1.CreateBatchRequest) (*facadev1.CreateBatchResponse, error) {
 	new, err := s.newBatch(ctx, r.Spec)
 	if err != nil {
@@ -31,6 +31,9 @@ func (s *batchServer) CreateBatch(ctx context.Context, r *facadev1.CreateBatchRe
 	}
 	if r.ValidateOnly && r.Spec.RequestId != "" {
 		return nil, invalidField("spec.request_id", "must be empty with validate_only: nothing is stored that it could name")
+	}
+	if err := refuseRepeated(ctx, "batch", "spec.request_id", r.Spec.RequestId); err != nil {
+		return nil, err
 	}
 	new.Hash, new.HashVersion = s.keys.Digest(hashVersion, batchHash(r.Spec, r.Items))
 	sends := make([]ledger.NewSend, len(r.Items))
@@ -48,29 +51,17 @@ func (s *batchServer) CreateBatch(ctx context.Context, r *facadev1.CreateBatchRe
 	if err := s.accepts(ctx); err != nil {
 		return nil, err
 	}
-	if err := s.fitsDay(ctx, new, int64(len(sends))); err != nil {
+	if err := s.admitBatch(ctx, new, sends); err != nil {
 		return nil, err
 	}
-	b, _, err := s.ledger.CreateBatch(ctx, new)
+	b, joined, err := s.ledger.CreateSealedBatch(ctx, new, sends)
+	if err != nil || joined {
+		s.dispatch.Added(new.Company, new.Lane, new.Caller, -len(sends))
+	}
 	if err != nil {
-		return nil, err
+		return nil, aboutBatch(ctx, b.ID, err)
 	}
 	touch(ctx, "", batchName(b.ID))
-	b, uploader, err := s.ledger.OpenBatch(ctx, b.ID)
-	if err != nil {
-		return nil, err
-	}
-	if b.State == ledger.BatchOpen {
-		for i := range sends {
-			sends[i].Queue, sends[i].Uploader = b.ID.Queue, uploader
-		}
-		if err := s.addItems(ctx, sends); err != nil {
-			return nil, err
-		}
-		if b, err = s.ledger.Seal(ctx, b.ID, int64(len(sends)), uploader); err != nil {
-			return nil, err
-		}
-	}
 	return &facadev1.CreateBatchResponse{Batch: s.toBatch(ctx, b)}, nil
 }
 
@@ -219,9 +210,17 @@ func (s *batchServer) batch(ctx context.Context, batchID string, operate func(co
 	}
 	b, err := operate(ctx, id)
 	if err != nil {
-		return nil, err
+		return nil, aboutBatch(ctx, id, err)
 	}
 	return s.toBatch(ctx, b), nil
+}
+
+// aboutBatch names the batch of which the ledger cannot say what became of it.
+func aboutBatch(ctx context.Context, id ledger.QueueID, err error) error {
+	if errors.Is(err, ledger.ErrUncertain) {
+		touch(ctx, "", batchName(id))
+	}
+	return about(err, "batch_id", id.String())
 }
 
 // ListBatches lists batches, newest first.
@@ -248,7 +247,8 @@ func (s *batchServer) ListBatches(ctx context.Context, r *facadev1.ListBatchesRe
 	return response, nil
 }
 
-// ReplayBatch makes a new batch of what did not go.
+// ReplayBatch makes a new batch of what did not go. Repeated without a request_id it sends nothing twice: the ledger replays a send
+// once, whoever asks, so a second call finds nothing that is left.
 func (s *batchServer) ReplayBatch(ctx context.Context, r *facadev1.ReplayBatchRequest) (*facadev1.ReplayBatchResponse, error) {
 	id, err := ledger.ParseQueueID(r.BatchId)
 	if err != nil {
@@ -285,7 +285,7 @@ func (s *batchServer) ReplayBatch(ctx context.Context, r *facadev1.ReplayBatchRe
 	}
 	b, _, err := s.ledger.Replay(ctx, replay)
 	if err != nil {
-		return nil, err
+		return nil, aboutBatch(ctx, b.ID, err)
 	}
 	touch(ctx, "", batchName(b.ID))
 	return &facadev1.ReplayBatchResponse{Batch: s.toBatch(ctx, b)}, nil

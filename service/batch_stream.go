@@ -243,12 +243,15 @@ func (s *batchServer) openUpload(ctx context.Context, open *facadev1.StreamBatch
 		if err != nil {
 			return nil, 0, err
 		}
+		if err := refuseRepeated(ctx, "batch", "open.spec.request_id", spec.RequestId); err != nil {
+			return nil, 0, err
+		}
 		if err := s.accepts(ctx); err != nil {
 			return nil, 0, err
 		}
 		b, _, err := s.ledger.CreateBatch(ctx, new)
 		if err != nil {
-			return nil, 0, err
+			return nil, 0, reopenable(err)
 		}
 		id = b.ID
 	} else {
@@ -266,7 +269,7 @@ func (s *batchServer) openUpload(ctx context.Context, open *facadev1.StreamBatch
 	}
 	b, uploader, err := s.ledger.OpenBatch(ctx, id)
 	if err != nil {
-		return nil, 0, err
+		return nil, 0, reopenable(err)
 	}
 	u := &uploading{
 		batchServer: s, batch: b, uploader: uploader, next: b.NextPos,
@@ -425,17 +428,31 @@ func (u *uploading) storeGroup(ctx context.Context, group []*received) error {
 func (s *core) outlast(ctx context.Context, do func() error) error {
 	for began := time.Now(); ; {
 		err := do()
-		if away := errors.Is(err, ledger.ErrUnavailable) || errors.Is(err, ledger.ErrUncertain); !away || time.Since(began) > outagePatience {
-			return err
+		if !away(err) || time.Since(began) > outagePatience {
+			return reopenable(err)
 		}
 		select {
 		case <-time.After(outageRetry):
 		case <-s.stopping:
-			return err
+			return reopenable(err)
 		case <-ctx.Done():
 			return err
 		}
 	}
+}
+
+// away reports whether the ledger's database could not be reached.
+func away(err error) bool {
+	return errors.Is(err, ledger.ErrUnavailable) || errors.Is(err, ledger.ErrUncertain)
+}
+
+// reopenable is a stream's error. What a database that went away may have stored is no question here: the batch says it to whoever
+// reopens it.
+func reopenable(err error) error {
+	if !away(err) {
+		return err
+	}
+	return newFault(facadev1.ErrorReason_LEDGER_UNAVAILABLE, "the ledger's database cannot be reached; reopen the batch with the last cursor seen").because(err)
 }
 
 // notify leaves a signal, if none is there.

@@ -15,6 +15,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
@@ -372,6 +373,32 @@ func TestStreamErrors(t *testing.T) {
 			}
 			newer.cut()
 		})
+		t.Run("repeated without request_id", func(t *testing.T) {
+			if tr.name != "gRPC" {
+				r := retried(post("/v1/batches:stream", "application/x-ndjson", `{"open": {"spec": {"bot_id": "demo"}}}`))(f)
+				answer, err := http.DefaultClient.Do(r)
+				f.must(err)
+				defer answer.Body.Close()
+				body, err := io.ReadAll(answer.Body)
+				f.must(err)
+				if !strings.Contains(string(body), "RETRY_WITHOUT_REQUEST_ID") {
+					t.Errorf("%s %s", answer.Status, body)
+				}
+				return
+			}
+			for id, want := range map[string]string{"": "RETRY_WITHOUT_REQUEST_ID", "otra-vez": ""} {
+				ctx, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(context.Background(), "x-envoy-attempt-count", "2"), 10*time.Second)
+				defer cancel()
+				stream, err := facadev1.NewBatchServiceClient(f.conn).StreamBatch(ctx)
+				f.must(err)
+				open := newBatchOpen(nil)
+				open.GetSpec().RequestId = id
+				f.must(stream.Send(&facadev1.StreamBatchRequest{Request: &facadev1.StreamBatchRequest_Open_{Open: open}}))
+				if _, err := stream.Recv(); reasonOf(err) != want {
+					t.Errorf("with request_id %q: %v", id, err)
+				}
+			}
+		})
 		t.Run("no open", func(t *testing.T) {
 			if tr.name != "gRPC" {
 				return
@@ -642,7 +669,7 @@ func TestExpired(t *testing.T) {
 		ctx := context.Background()
 		r := batchOf(1, "tarde ")
 		r.Spec.Paused = true
-		r.Spec.Options = &facadev1.SendOptions{ExpireTime: timestampIn(300 * time.Millisecond)}
+		r.Spec.Options = &facadev1.SendOptions{ExpireTime: timestampIn(time.Second)}
 		created := &facadev1.CreateBatchResponse{}
 		_, err := tr.call(ctx, f, "BatchService/CreateBatch", r, created)
 		f.must(err)

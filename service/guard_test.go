@@ -62,8 +62,12 @@ func TestPanic(t *testing.T) {
 // TestFaults: what methods return is told by its row of the table.
 func TestFaults(t *testing.T) {
 	for err, reason := range map[error]string{
-		ledger.ErrCursorExpired:                           "CURSOR_EXPIRED",
-		ledger.ErrUnavailable:                             "LEDGER_UNAVAILABLE",
+		ledger.ErrCursorExpired: "CURSOR_EXPIRED",
+		ledger.ErrUnavailable:   "LEDGER_UNAVAILABLE",
+		ledger.ErrUncertain:     "OUTCOME_UNKNOWN",
+		// What may have been done is unknown, whatever kept it from being found out.
+		errors.Join(ledger.ErrUncertain, ledger.ErrUnavailable):                                           "OUTCOME_UNKNOWN",
+		fmt.Errorf("%w: the replay goes on by itself: %w", ledger.ErrUncertain, context.DeadlineExceeded): "OUTCOME_UNKNOWN",
 		ledger.ErrNothingToReplay:                         "NOTHING_TO_REPLAY",
 		status.Error(codes.Unimplemented, "not there"):    "NOT_BUILT_YET",
 		context.DeadlineExceeded:                          "EXPIRED",

@@ -101,10 +101,15 @@ func requestIDOf(ctx context.Context, r single) (string, error) {
 	if r.GetValidateOnly() && id != "" {
 		return "", invalidField("request_id", "must be empty with validate_only: nothing is stored that it could name")
 	}
-	if id == "" && repeated(ctx) {
-		return "", newFault(facadev1.ErrorReason_RETRY_WITHOUT_REQUEST_ID, "this is an automatic retry of a send without request_id, which could send twice; set request_id")
+	return id, refuseRepeated(ctx, "send", "request_id", id)
+}
+
+// refuseRepeated refuses a repeated attempt at what has no request_id: the one before may have stored it.
+func refuseRepeated(ctx context.Context, what, field, id string) error {
+	if id != "" || !repeated(ctx) {
+		return nil
 	}
-	return id, nil
+	return newFault(facadev1.ErrorReason_RETRY_WITHOUT_REQUEST_ID, "this is an automatic retry of a %s without request_id, which could send twice; set %s", what, field)
 }
 
 // idempotencyKey reads the header as an RFC 8941 string or bare.
@@ -224,7 +229,7 @@ func (s *core) queueOne(ctx context.Context, n ledger.NewSend) (*facadev1.Send, 
 
 // waitForOne answers with the send's end, within the call's deadline. An error is answered only with the row's final state, so
 // the row is expired before a caller is told that time is up; where that fails, it has been claimed, and nobody
-// can say yet.
+// can say yet. Nor can anybody where the call joined the send of another one: that one's times count, and it goes on.
 func (s *core) waitForOne(ctx context.Context, n ledger.NewSend, o *facadev1.SendOptions) (*facadev1.Send, error) {
 	if n.DueAt != 0 {
 		return nil, invalidField("options.schedule_time", "needs mode QUEUE: nobody waits that long for an answer")
@@ -257,7 +262,7 @@ func (s *core) waitForOne(ctx context.Context, n ledger.NewSend, o *facadev1.Sen
 		}
 		id := row.ID
 		if row, err = s.ledger.Wait(waiting, id); err != nil {
-			return s.giveUp(ctx, id)
+			return s.giveUp(ctx, id, joined)
 		}
 		if joined && row.State == ledger.Expired && waiting.Err() == nil && expiredWithOther(row, n) {
 			continue // joined a send whose own caller left: it never left, so it starts again for this one
@@ -292,16 +297,16 @@ func (s *core) add(ctx context.Context, n ledger.NewSend, expected time.Duration
 	}
 	added, err := s.ledger.Add(ctx, []ledger.NewSend{n})
 	switch {
+	case len(added) > 0 && added[0].Err != nil:
+		s.dispatch.Added(n.Company, n.Lane, n.Caller, -1)
+		return ledger.Send{}, false, added[0].Err
 	case errors.Is(err, ledger.ErrUncertain):
 		// The commit's answer was lost: the row is there or not, and only the row can say.
 		touch(ctx, "", sendName(added[0].Send.ID))
 		row, err = s.lookUp(ctx, added[0].Send.ID, err)
-		return row, false, err
+		return row, added[0].Joined, err
 	case err != nil:
 		return ledger.Send{}, false, err
-	case added[0].Err != nil:
-		s.dispatch.Added(n.Company, n.Lane, n.Caller, -1)
-		return ledger.Send{}, false, added[0].Err
 	}
 	touch(ctx, "", sendName(added[0].Send.ID))
 	note(ctx, slog.String("send_id", added[0].Send.ID.String()), slog.Bool("joined", added[0].Joined))
@@ -317,7 +322,7 @@ func (s *core) add(ctx context.Context, n ledger.NewSend, expected time.Duration
 // lookUp finds out whether a send was stored, for as long as the call lasts.
 func (s *core) lookUp(ctx context.Context, id ledger.ID, lost error) (ledger.Send, error) {
 	for {
-		row, err := s.ledger.Get(ctx, id)
+		row, err := s.ledger.FindAdded(ctx, id)
 		switch {
 		case errors.Is(err, ledger.ErrNotFound):
 			return row, newFault(facadev1.ErrorReason_LEDGER_UNAVAILABLE, "the ledger's database was lost while it stored the send; nothing was sent").because(lost)
@@ -328,35 +333,45 @@ func (s *core) lookUp(ctx context.Context, id ledger.ID, lost error) (ledger.Sen
 		}
 		select {
 		case <-ctx.Done():
-			return row, unknownOutcome(id).because(lost)
+			return row, undecided(id).because(lost)
 		case <-time.After(lookUpEvery):
 		}
 	}
 }
 
 // giveUp ends a wait whose time is up, whose caller left, or whose server stops: the row must not leave any more, or has left
-// already. A request that is under way while the server stops is waited for.
-func (s *core) giveUp(ctx context.Context, id ledger.ID) (*facadev1.Send, error) {
+// already. A request that is under way while the server stops is waited for. The row that a call joined is not its to end.
+func (s *core) giveUp(ctx context.Context, id ledger.ID, joined bool) (*facadev1.Send, error) {
 	settle, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleGrace)
 	defer cancel()
-	row, expired, err := s.ledger.Expire(settle, id)
+	var row ledger.Send
+	var expired bool
+	var err error
+	if joined {
+		row, err = s.ledger.Get(settle, id)
+	} else {
+		row, expired, err = s.ledger.Expire(settle, id)
+	}
 	switch {
 	case err != nil:
 		// It is pending or under way, and its expire_time holds without us; but nobody can say which.
-		return nil, unknownOutcome(id).because(err)
+		return nil, undecided(id).because(err)
 	case expired && s.drains():
 		return nil, newFault(facadev1.ErrorReason_DRAINING, "the server stops; the send was not sent and is expired").with("send_id", id.String())
-	case !row.State.Final():
+	case row.State == ledger.Sending:
 		// While the server stops the call has its whole time, else the moment that was kept for the answer.
 		if row, err = s.ledger.Wait(ctx, id); err != nil {
-			return nil, unknownOutcome(id).because(err)
+			return nil, undecided(id).because(err)
 		}
+	case !row.State.Final():
+		return nil, undecided(id)
 	}
 	return s.answer(ctx, row)
 }
 
-func unknownOutcome(id ledger.ID) *fault {
-	return newFault(facadev1.ErrorReason_OUTCOME_UNKNOWN, "the send was under way when the call's time was up; GetSend tells what became of it").with("send_id", id.String())
+// undecided says that the call is over before the send is.
+func undecided(id ledger.ID) *fault {
+	return newFault(facadev1.ErrorReason_OUTCOME_UNKNOWN, "the call's time was up before the send's end: it may have been sent, or may still be; GetSend tells what became of it").with("send_id", id.String())
 }
 
 // answer is what a waiting call gets for a row: the send when it is SENT, and the row's error otherwise.

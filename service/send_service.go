@@ -42,7 +42,7 @@ func (s *sendServer) CancelSend(ctx context.Context, r *facadev1.CancelSendReque
 	}
 	row, cancelled, err := s.ledger.Cancel(ctx, id)
 	if err != nil {
-		return nil, err
+		return nil, about(err, "send_id", r.SendId)
 	}
 	if !cancelled {
 		return nil, newFault(facadev1.ErrorReason_ALREADY_SENDING, "too late to cancel: the send is %s", states[row.State]).with("send_id", r.SendId)
@@ -81,7 +81,7 @@ func (s *sendServer) ResolveSend(ctx context.Context, r *facadev1.ResolveSendReq
 	}
 	row, resolved, err := s.ledger.Resolve(ctx, id, to, reason)
 	if err != nil {
-		return nil, err
+		return nil, about(err, "send_id", r.SendId)
 	}
 	if !resolved {
 		return nil, newFault(facadev1.ErrorReason_NOT_UNKNOWN, "only an UNKNOWN send can be resolved; this one is %s", states[row.State]).with("send_id", r.SendId)

@@ -226,6 +226,85 @@ func (f *facade) waitFor(ok func(ledger.Totals) bool) {
 	}
 }
 
+// TestJoined: a call that joins another one's send waits as long as it likes, and ends nothing but itself.
+func TestJoined(t *testing.T) {
+	onEach(t, func(t *testing.T, tr transport) {
+		call := func(f *facade, within time.Duration, r *facadev1.SendMessageRequest) (*facadev1.Send, error) {
+			ctx, cancel := context.WithTimeout(context.Background(), within)
+			defer cancel()
+			response := &facadev1.SendMessageResponse{}
+			_, err := tr.call(ctx, f, sendMessage, r, response)
+			return response.Send, err
+		}
+		// undecided holds what a call is told whose send goes on. Its client may have given up a moment before.
+		undecided := func(t *testing.T, f *facade, err error) {
+			t.Helper()
+			if reason := reasonOf(err); err == nil || reason != "OUTCOME_UNKNOWN" && (reason != "" || status.Code(err) == codes.Unknown) {
+				t.Errorf("who left first is told %v", err)
+			}
+			if n := f.total().Expired; n != 0 {
+				t.Errorf("%d sends expired", n)
+			}
+		}
+		t.Run("queued for later", func(t *testing.T) {
+			f := newFacade(t, nil)
+			r := withID(queued("luego"), "luego")
+			r.Options = &facadev1.SendOptions{ScheduleTime: timestampIn(3 * time.Second)}
+			later, err := call(f, 10*time.Second, r)
+			f.must(err)
+			_, err = call(f, time.Second, withID(textTo(openUser, "luego"), "luego"))
+			undecided(t, f, err)
+			sent, err := call(f, 20*time.Second, withID(textTo(openUser, "luego"), "luego"))
+			if err != nil || sent.SendId != later.SendId {
+				t.Errorf("%v, %v", sent, err)
+			}
+		})
+		t.Run("the long wait first", func(t *testing.T) {
+			f := newFacade(t, func(s *setup) { s.pace = pace.Config{Requests: 1, Window: 4 * time.Second} })
+			_, _, err := f.sendText(tr, textTo(openUser, "la primera"))
+			f.must(err)
+			long := make(chan error)
+			go func() {
+				_, err := call(f, 30*time.Second, withID(textTo(openUser, "la larga"), "both"))
+				long <- err
+			}()
+			f.waitFor(func(n ledger.Totals) bool { return n.Accepted == 2 })
+			_, err = call(f, time.Second, withID(textTo(openUser, "la larga"), "both"))
+			undecided(t, f, err)
+			if err := <-long; err != nil {
+				t.Errorf("who waited longer: %v", err)
+			}
+		})
+		t.Run("the short wait first", func(t *testing.T) {
+			f := newFacade(t, nil)
+			f.must(f.sim.SetFaults(jelousim.Fault{Kind: jelousim.FaultThrottle, RetryAfter: jelousim.Duration(4 * time.Second)}))
+			short := make(chan error)
+			go func() {
+				_, err := call(f, 2*time.Second, withID(textTo(openUser, "la corta"), "both"))
+				short <- err
+			}()
+			f.waitFor(func(n ledger.Totals) bool { return n.Accepted == 1 })
+			if _, err := call(f, 30*time.Second, withID(textTo(openUser, "la corta"), "both")); err != nil {
+				t.Errorf("who waited longer: %v", err)
+			}
+			if err := <-short; err == nil {
+				t.Error("it was told of a send within its 2 s")
+			}
+			if n := len(f.sim.SendsWithText("la corta")); n != 1 {
+				t.Errorf("%d messages", n)
+			}
+		})
+	})
+}
+
+// total is the ledger's count of sends.
+func (f *facade) total() ledger.Totals {
+	f.Helper()
+	n, err := f.ledger.Totals(context.Background())
+	f.must(err)
+	return n
+}
+
 // TestQueue answers once the send is stored, and sends it afterwards.
 func TestQueue(t *testing.T) {
 	onEach(t, func(t *testing.T, tr transport) {

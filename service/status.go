@@ -66,7 +66,7 @@ var table = []meaning{
 	{facadev1.ErrorReason_UPSTREAM_REFUSED, "any other refusal by Jelou, by its HTTP status, or a failure inside HTTP 200", codes.FailedPrecondition, 0, domainJelou, false, "failed"},
 	{facadev1.ErrorReason_UPSTREAM_RATE_LIMITED, "Jelou throttles (429) and the caller could not wait", codes.ResourceExhausted, 0, domainJelou, true, "back to pending without counting, the company paused; expired before a caller is told"},
 	{facadev1.ErrorReason_UPSTREAM_UNREACHABLE, "connection refused, DNS, TLS: nothing was written", codes.Unavailable, 0, domainFacade, true, "back to pending with backoff, counted; failed after the last attempt"},
-	{facadev1.ErrorReason_OUTCOME_UNKNOWN, "timeout, reset, unreadable answer or 5xx after the request may have left", codes.Unknown, 0, domainFacade, false, "unknown"},
+	{facadev1.ErrorReason_OUTCOME_UNKNOWN, "timeout, reset, unreadable answer or 5xx after the request may have left; or the call ended before the send that it joined, or before the ledger's database could say what it stored", codes.Unknown, 0, domainFacade, false, "unknown; of a call that ended early: what GetSend or GetBatch says, it may still be sent"},
 	{facadev1.ErrorReason_WOULD_MISS_DEADLINE, "the send could not start before the call's deadline or its expire_time", codes.ResourceExhausted, 0, domainFacade, true, "never stored"},
 	{facadev1.ErrorReason_CALLER_QUOTA, "the caller's own quota is used up", codes.ResourceExhausted, 0, domainFacade, true, "never stored"},
 	{facadev1.ErrorReason_QUEUE_FULL, "too many sends wait", codes.ResourceExhausted, 0, domainFacade, true, "never stored"},
@@ -94,7 +94,7 @@ var table = []meaning{
 	{facadev1.ErrorReason_NOT_UNKNOWN, "only an unknown send can be resolved", codes.FailedPrecondition, 0, domainFacade, false, "unchanged"},
 	{facadev1.ErrorReason_BATCH_ENDED, "the batch is completed or cancelled", codes.FailedPrecondition, 0, domainFacade, false, "unchanged"},
 	{facadev1.ErrorReason_NOTHING_TO_REPLAY, "no item of the batch matches, or all were replayed", codes.FailedPrecondition, 0, domainFacade, false, "unchanged"},
-	{facadev1.ErrorReason_RETRY_WITHOUT_REQUEST_ID, "an automatic retry of a send that has no request_id could send twice", codes.FailedPrecondition, 0, domainFacade, false, "unchanged"},
+	{facadev1.ErrorReason_RETRY_WITHOUT_REQUEST_ID, "an automatic retry of a send or a new batch that has no request_id could send twice", codes.FailedPrecondition, 0, domainFacade, false, "unchanged"},
 	{facadev1.ErrorReason_NOT_BUILT_YET, "this server does not have it yet", codes.Unimplemented, 0, domainFacade, false, "unchanged"},
 	{facadev1.ErrorReason_INTERNAL, "the facade's own fault; the cause is only in its log", codes.Internal, 0, domainFacade, false, "unknown if it may have left, else failed"},
 }
@@ -274,12 +274,22 @@ func toFault(err error) *fault {
 	return newFault(facadev1.ErrorReason_INTERNAL, internalMessage).because(err)
 }
 
+// about names the send or batch of which the ledger cannot say what became of it.
+func about(err error, key, id string) error {
+	if !errors.Is(err, ledger.ErrUncertain) {
+		return err
+	}
+	return toFault(err).with(key, id)
+}
+
 // ledgerErrors are what the ledger refuses, in the caller's words.
 var ledgerErrors = []struct {
 	err     error
 	reason  facadev1.ErrorReason
 	message string
 }{
+	// Before all others, of which it may be made: what is not known to be done is not known to be not done either.
+	{ledger.ErrUncertain, facadev1.ErrorReason_OUTCOME_UNKNOWN, "the ledger's database was lost while it stored this, and nobody can say yet whether it did: GetSend or GetBatch tells"},
 	{ledger.ErrRequestIDReused, facadev1.ErrorReason_REQUEST_ID_REUSED, "request_id: belongs to a send with other content; use a new one for a new send"},
 	{ledger.ErrBatchEnded, facadev1.ErrorReason_BATCH_ENDED, "the batch is completed or cancelled"},
 	{ledger.ErrNothingToReplay, facadev1.ErrorReason_NOTHING_TO_REPLAY, "no item of the batch has these states and reasons, or all that have were replayed"},

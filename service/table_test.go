@@ -98,6 +98,15 @@ func get(path string) func(*facade) *http.Request {
 	}
 }
 
+// retried marks a request as Envoy marks its second attempt.
+func retried(first func(*facade) *http.Request) func(*facade) *http.Request {
+	return func(f *facade) *http.Request {
+		r := first(f)
+		r.Header.Set("X-Envoy-Attempt-Count", "2")
+		return r
+	}
+}
+
 func slow(s *setup) { s.pace = pace.Config{Requests: 1, Window: 5 * time.Second} }
 
 // refusals are the ways to get each row.
@@ -155,6 +164,12 @@ var refusals = []refusal{
 		ctx: func(ctx context.Context) context.Context {
 			return metadata.AppendToOutgoingContext(ctx, "x-envoy-attempt-count", "2")
 		}, method: sendMessage, request: textTo(openUser, "hola")},
+	{name: "automatic retry of a batch without request_id", reason: "RETRY_WITHOUT_REQUEST_ID", code: codes.FailedPrecondition, http: 400, only: "gRPC",
+		ctx: func(ctx context.Context) context.Context {
+			return metadata.AppendToOutgoingContext(ctx, "grpc-previous-rpc-attempts", "1")
+		}, method: "BatchService/CreateBatch", request: batchOf(3, "hola ")},
+	{name: "Envoy's retry of a batch without request_id", reason: "RETRY_WITHOUT_REQUEST_ID", code: codes.FailedPrecondition, http: 400,
+		raw: retried(post("/v1/batches", "application/json", `{"spec": {"bot_id": "demo"}, "items": [{"user_id": "593991234567", "message": {"text": {"text": "hola"}}}]}`))},
 	{name: "no such route", reason: "ROUTE_NOT_FOUND", code: codes.NotFound, http: 404, raw: get("/v2/nothing")},
 	{name: "wrong method", reason: "METHOD_NOT_ALLOWED", code: codes.Unimplemented, http: 405, raw: get("/v1/bots/demo/messages")},
 	{name: "not JSON", reason: "INVALID_JSON", code: codes.InvalidArgument, http: 400, raw: post("/v1/bots/demo/messages", "application/json", `{"user_id": `)},

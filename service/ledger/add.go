@@ -51,11 +51,7 @@ func (l *Ledger) Add(ctx context.Context, sends []NewSend) ([]Added, error) {
 	if len(sends) == 0 {
 		return nil, nil
 	}
-	out := make([]Added, len(sends))
-	work := make([]*addition, len(sends))
-	for i := range sends {
-		work[i] = &addition{new: &sends[i], out: &out[i]}
-	}
+	work, out := additions(sends)
 	// Single sends do not wait for a group full of batch items.
 	g := l.adds
 	if len(sends) > 1 {
@@ -70,6 +66,16 @@ func (l *Ledger) Add(ctx context.Context, sends []NewSend) ([]Added, error) {
 	return out, nil
 }
 
+// additions are sends on their way in, and where the answers to them will be.
+func additions(sends []NewSend) ([]*addition, []Added) {
+	out := make([]Added, len(sends))
+	work := make([]*addition, len(sends))
+	for i := range sends {
+		work[i] = &addition{new: &sends[i], out: &out[i]}
+	}
+	return work, out
+}
+
 // commitAdds is the transaction of a group.
 func (l *Ledger) commitAdds(ctx context.Context, work []*addition) error {
 	if err := l.hasSpace(); err != nil {
@@ -77,7 +83,7 @@ func (l *Ledger) commitAdds(ctx context.Context, work []*addition) error {
 	}
 	var a *adding
 	err := l.transact(ctx, func(t *tx) error {
-		a = &adding{t: t, work: work, queues: map[QueueID]*addingQueue{}, made: map[looseKey]int64{}}
+		a = newAdding(t, work)
 		return a.run()
 	})
 	var lost *commitLostError
@@ -87,6 +93,12 @@ func (l *Ledger) commitAdds(ctx context.Context, work []*addition) error {
 	if err != nil {
 		return err
 	}
+	l.announce(a)
+	return nil
+}
+
+// announce tells who waits, here and in other replicas, what a committed transaction added.
+func (l *Ledger) announce(a *adding) {
 	l.noteStored()
 	for key, queue := range a.made {
 		l.loose.Store(key, queue)
@@ -95,7 +107,6 @@ func (l *Ledger) commitAdds(ctx context.Context, work []*addition) error {
 	if a.dueAt != 0 {
 		l.dueAt(a.dueAt)
 	}
-	return nil
 }
 
 // adding is the state of one run of the transaction.
@@ -109,6 +120,10 @@ type adding struct {
 	woken  []Wake
 	quotas map[quotaKey]*dailyQuota
 	dueAt  int64 // of the first scheduled send; zero is none
+}
+
+func newAdding(t *tx, work []*addition) *adding {
+	return &adding{t: t, work: work, queues: map[QueueID]*addingQueue{}, made: map[looseKey]int64{}}
 }
 
 // addingQueue is a queue that sends are added to.
@@ -729,6 +744,23 @@ func (l *Ledger) findAdded(ctx context.Context, a *adding, lost error) error {
 		}
 	}
 	return nil
+}
+
+// FindAdded reads a send of which Add said ErrUncertain. It waits for the lost transaction for as long as that may still commit, so
+// that ErrNotFound is the last word: the send was not stored, and never will be.
+func (l *Ledger) FindAdded(ctx context.Context, id ID) (Send, error) {
+	var r record
+	err := l.transact(ctx, confirming(func(t *tx) error {
+		r = record{}
+		t.alone(id.Company) // it may have made the queue, too
+		t.read(`SELECT id FROM queue WHERE company = $1 AND id = $2 {all}`, func(scanFunc) error { return nil }, id.Company, id.Queue)
+		t.read(getQuery, func(scan scanFunc) error { return r.scan(scan) }, id.Company, id.Queue, id.Pos)
+		return t.flush()
+	}))
+	if err == nil && r.ID.IsZero() {
+		err = ErrNotFound
+	}
+	return r.Send, err
 }
 
 // patiently repeats fn, which may be run twice, while the database or its answers are away, for a while.

@@ -193,6 +193,58 @@ func (l *Ledger) CreateBatch(ctx context.Context, n NewBatch) (b Batch, joined b
 	return row.Batch, row.ID != id, err
 }
 
+// CreateSealedBatch stores a new batch with its items, sealed, all in one transaction: where it is an error, or a crash comes
+// before the commit, there is nothing of it, and nothing of it is claimed before all of it is there. An item that Add would refuse
+// refuses the batch. It joins like CreateBatch. After ErrUncertain it is there or not, under the id in the answer.
+func (l *Ledger) CreateSealedBatch(ctx context.Context, n NewBatch, items []NewSend) (b Batch, joined bool, err error) {
+	if err := l.hasSpace(); err != nil {
+		return Batch{}, false, err
+	}
+	id := QueueID{n.Company, newQueueID()}
+	var row batchRow
+	var a *adding
+	var refused error
+	err = l.transactAgain(ctx, func(t *tx) error {
+		a, refused = nil, nil
+		if row, err = t.createBatch(id, &n, nil); err != nil || row.itemCount != notSealed {
+			return err
+		}
+		for i := range items {
+			items[i].Queue = row.ID.Queue
+		}
+		// One that was left open by a version that stored it piece by piece: nobody else may be at it.
+		t.read(`SELECT id FROM queue WHERE company = $1 AND id = $2 {all}`, func(scanFunc) error { return nil }, row.ID.Company, row.ID.Queue)
+		work, added := additions(items)
+		a = newAdding(t, work)
+		if err := a.run(); err != nil {
+			return err
+		}
+		for _, item := range added {
+			if item.Err != nil {
+				refused = item.Err
+				return errRollback
+			}
+		}
+		found := false
+		t.readBatch(row.ID, &row, &found)
+		if err := t.flush(); err != nil {
+			return err
+		}
+		t.seal(&row, int64(len(items)))
+		t.readBatch(row.ID, &row, &found)
+		return t.flush()
+	})
+	switch {
+	case refused != nil:
+		return Batch{}, false, refused
+	case err != nil:
+		return Batch{ID: id}, false, err
+	case a != nil:
+		l.announce(a)
+	}
+	return row.Batch, row.ID != id, nil
+}
+
 // filling says what a batch is to be filled with by the ledger.
 type filling struct {
 	source int64

@@ -43,7 +43,8 @@ const replayChunk = 500
 //
 // The batch is there with the first chunk and is sent while further ones are copied, each in a transaction with the
 // note of how far it came. Where a crash, or ErrUncertain, leaves it incomplete, a call with the same request id goes
-// on with it, and without one some replica does a few seconds later. After every other error nothing was stored.
+// on with it, and without one some replica does a few seconds later: it is then under the id in the answer, if at all. After every
+// other error nothing was stored.
 func (l *Ledger) Replay(ctx context.Context, r NewReplay) (b Batch, joined bool, err error) {
 	if len(r.States) == 0 || slices.ContainsFunc(r.States, func(s State) bool { return !slices.Contains(replayable, s) }) {
 		return Batch{}, false, errors.New("ledger: a replay is of failed, unknown or expired sends")
@@ -57,7 +58,7 @@ func (l *Ledger) Replay(ctx context.Context, r NewReplay) (b Batch, joined bool,
 		return err
 	})
 	if err != nil {
-		return Batch{}, false, err
+		return Batch{ID: id}, false, err
 	}
 	joined, id = row.ID != id, row.ID
 	l.wake(Wake{Company: id.Company, Lanes: r.Lane.only()})

@@ -271,14 +271,14 @@ func drainWakes(l *Ledger) {
 // Behind a pooler that takes LISTEN and delivers nothing, new work and results are found by asking.
 func TestPollsWithoutNotifications(t *testing.T) {
 	dsn := ledgertest.Postgres(t)
-	p := newProxy(t, dsn)
-	p.set(func(kind byte, _ []byte) verdict {
+	p := ledgertest.NewProxy(t, dsn)
+	p.Set(func(kind byte, _ []byte) ledgertest.Verdict {
 		if kind == 'A' { // NotificationResponse
-			return swallow
+			return ledgertest.Swallow
 		}
-		return forward
+		return ledgertest.Forward
 	})
-	one := mustOpen(t, Config{URL: dsn, ListenURL: p.url, Replica: "one"})
+	one := mustOpen(t, Config{URL: dsn, ListenURL: p.URL, Replica: "one"})
 	two := mustOpen(t, Config{URL: dsn, Replica: "two"})
 	company := mustCompany(t, one, "acme")
 	added := mustAdd(t, two, newSend(company, 1))[0]
@@ -343,27 +343,27 @@ func TestPgBouncer(t *testing.T) {
 // The answer to a commit is lost, after it happened.
 func TestLostCommits(t *testing.T) {
 	dsn := ledgertest.Postgres(t)
-	p := newProxy(t, dsn)
-	l := mustOpen(t, Config{URL: p.url, ListenURL: dsn, Replica: "one"})
+	p := ledgertest.NewProxy(t, dsn)
+	l := mustOpen(t, Config{URL: p.URL, ListenURL: dsn, Replica: "one"})
 	company := mustCompany(t, l, "acme")
 
-	p.cutCommits(1)
+	p.CutCommits(1)
 	first := mustAdd(t, l, newSend(company, 1))[0] // makes its queue, too
-	p.cutCommits(1)
+	p.CutCommits(1)
 	second := mustAdd(t, l, newSend(company, 2))[0]
 	if first.Joined || second.Joined {
 		t.Errorf("joined itself: %+v, %+v", first, second)
 	}
-	p.cutCommits(1)
+	p.CutCommits(1)
 	s := mustClaim(t, l, company, chooseFirst)
 	if s == nil || s.ID != first.Send.ID || string(s.Body) != "body 1" {
 		t.Fatalf("claimed %+v", s)
 	}
-	p.cutCommits(1)
+	p.CutCommits(1)
 	if got := mustSettle(t, l, Settlement{ID: s.ID, Claim: s.Claim, State: Sent}); got.State != Sent || got.ResultNo != 1 {
 		t.Errorf("settled as %+v", got)
 	}
-	p.cutCommits(1)
+	p.CutCommits(1)
 	if got, ok, err := l.Expire(t.Context(), second.Send.ID); err != nil || !ok || got.State != Expired {
 		t.Errorf("expired: %+v, %v, %v", got, ok, err)
 	}
@@ -375,17 +375,17 @@ func TestLostCommits(t *testing.T) {
 // All answers of the round that committed a claim are lost, with the body among them.
 func TestLostClaimKeepsItsBody(t *testing.T) {
 	dsn := ledgertest.Postgres(t)
-	p := newProxy(t, dsn)
-	l := mustOpen(t, Config{URL: p.url, ListenURL: dsn, Replica: "one"})
+	p := ledgertest.NewProxy(t, dsn)
+	l := mustOpen(t, Config{URL: p.URL, ListenURL: dsn, Replica: "one"})
 	company := mustCompany(t, l, "acme")
 	mustAdd(t, l, newSend(company, 1))
 	lost := 0
-	p.set(func(kind byte, payload []byte) verdict {
+	p.Set(func(kind byte, payload []byte) ledgertest.Verdict {
 		if kind == 'D' && lost == 0 && bytes.Contains(payload, []byte("body 1")) {
 			lost++
-			return cut
+			return ledgertest.Cut
 		}
-		return forward
+		return ledgertest.Forward
 	})
 	s := mustClaim(t, l, company, chooseFirst)
 	if s == nil || lost != 1 || string(s.Body) != "body 1" {
@@ -396,18 +396,18 @@ func TestLostClaimKeepsItsBody(t *testing.T) {
 // The connection breaks before the commit happened: nothing was stored, and the call says so.
 func TestBrokenBeforeTheCommit(t *testing.T) {
 	dsn := ledgertest.Postgres(t)
-	p := newProxy(t, dsn)
-	l := mustOpen(t, Config{URL: p.url, ListenURL: dsn, Replica: "one"})
+	p := ledgertest.NewProxy(t, dsn)
+	l := mustOpen(t, Config{URL: p.URL, ListenURL: dsn, Replica: "one"})
 	company := mustCompany(t, l, "acme")
 	mustAdd(t, l, newSend(company, 1))
 	cutAnswers := func(tag string) {
 		n := 1
-		p.set(func(kind byte, payload []byte) verdict {
+		p.Set(func(kind byte, payload []byte) ledgertest.Verdict {
 			if n > 0 && kind == 'C' && len(payload) > len(tag) && string(payload[:len(tag)]) == tag {
 				n--
-				return cut
+				return ledgertest.Cut
 			}
-			return forward
+			return ledgertest.Forward
 		})
 	}
 	cutAnswers("INSERT")
