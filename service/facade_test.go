@@ -80,9 +80,11 @@ type setup struct {
 	baseURL string // of Jelou, instead of the simulator
 	secret  string
 	pace    pace.Config
-	ledger  ledger.Config // Path is a new one unless it is given
-	keyFile string        // of what is stored; a new one unless it is given
-	bounds  service.Bounds
+	// attemptTimeout bounds a request to Jelou, and with it its lease.
+	attemptTimeout time.Duration
+	ledger         ledger.Config // Path is a new one unless it is given
+	keyFile        string        // of what is stored; a new one unless it is given
+	bounds         service.Bounds
 
 	audit         audit.Config // a file unless it is given
 	configuration func() ([]byte, error)
@@ -105,6 +107,7 @@ func newFacade(t *testing.T, change func(*setup)) *facade {
 	s.sim.Processing = jelousim.Processing{}
 	s.sim.Companies[0].ClientSecret = s.secret
 	s.sim.OpenUsers = append(s.sim.OpenUsers, openUser, secondUser)
+	s.attemptTimeout = 2 * time.Second
 	if change != nil {
 		change(&s)
 	}
@@ -131,11 +134,11 @@ func newFacade(t *testing.T, change func(*setup)) *facade {
 	if s.credential == nil {
 		s.credential = func() (string, string, error) { return "sandbox", s.secret, nil }
 	}
-	client, err := jelou.New(jelou.Config{BaseURL: s.baseURL, AttemptTimeout: 2 * time.Second, Credential: s.credential})
+	client, err := jelou.New(jelou.Config{BaseURL: s.baseURL, AttemptTimeout: s.attemptTimeout, Credential: s.credential})
 	f.must(err)
 	id, err := f.ledger.Company(ctx, "sandbox")
 	f.must(err)
-	company := &dispatch.Company{ID: id, Name: "sandbox", Client: client, Pace: s.pace, AttemptTimeout: 2 * time.Second}
+	company := &dispatch.Company{ID: id, Name: "sandbox", Client: client, Pace: s.pace, AttemptTimeout: s.attemptTimeout}
 	if s.keyFile == "" {
 		s.keyFile = filepath.Join(t.TempDir(), "ledger.key")
 		f.must(os.WriteFile(s.keyFile, []byte(keyring.New()), 0o600))
@@ -152,7 +155,7 @@ func newFacade(t *testing.T, change func(*setup)) *facade {
 	if s.rival {
 		id, err := f.ledger.Company(ctx, "rival")
 		f.must(err)
-		f.settings.Bots["rival-bot"] = &dispatch.Company{ID: id, Name: "rival", Client: client, Pace: s.pace, AttemptTimeout: 2 * time.Second}
+		f.settings.Bots["rival-bot"] = &dispatch.Company{ID: id, Name: "rival", Client: client, Pace: s.pace, AttemptTimeout: s.attemptTimeout}
 	}
 	f.auditFile = filepath.Join(t.TempDir(), "audit.jsonl")
 	if s.audit == (audit.Config{}) {
@@ -355,6 +358,10 @@ func restRequest(f *facade, method string, request proto.Message) (verb, path st
 				query.Add(fmt.Sprintf("%s[%s]", fd.Name(), k.String()), v.String())
 				return true
 			})
+		case fd.Message() != nil: // a time
+			text, err := protojson.Marshal(v.Message().Interface())
+			f.must(err)
+			query.Set(string(fd.Name()), strings.Trim(string(text), `"`))
 		default:
 			query.Set(string(fd.Name()), fmt.Sprint(v.Interface()))
 		}

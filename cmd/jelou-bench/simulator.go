@@ -106,6 +106,8 @@ type accepted struct {
 	ID  string    `json:"id"`
 	At  time.Time `json:"at"`
 	Bot string    `json:"bot"`
+
+	Text jelousim.Fingerprint `json:"text"`
 }
 
 // sends are those that were accepted, oldest first.

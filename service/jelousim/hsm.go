@@ -71,7 +71,7 @@ func (s *Server) hsm(c *call) answer {
 	for _, destination := range stringsIn(body["destinations"]) {
 		send := Send{
 			ID: s.uuid(), Recipient: destination, Kind: body["elementName"].(string),
-			said:        hash(strings.Join(parameters, " ")),
+			Text:        hash(strings.Join(parameters, " ")),
 			Fingerprint: fingerprint(c.botID, destination, body, "destinations"),
 		}
 		send.campaign, _ = body["campaignId"].(string)

@@ -214,7 +214,7 @@ func (s *Server) openSession(c *call, recipient, kind string, body map[string]an
 		send.failure = "131047: outside of the 24-hour window"
 	}
 	said, _ := body["text"].(string)
-	send.said = hash(said)
+	send.Text = hash(said)
 	send.Fingerprint = fingerprint(c.botID, recipient, body, "userId", "botId")
 	return send, nil
 }

@@ -77,13 +77,14 @@ type Send struct {
 	Kind string `json:"kind"`
 	// Fingerprint is the same for two sends of the same content to the same recipient by the same bot.
 	Fingerprint Fingerprint `json:"fingerprint"`
+	// Text is TextFingerprint of a message's text, or of a notification's parameters, joined by a space.
+	Text Fingerprint `json:"text"`
 	// Status is how far it had come when it was asked for.
 	Status string `json:"status"`
 	// Recipient is told in process only.
 	Recipient string `json:"-"`
 
-	said     Fingerprint // of the text alone
-	failure  string      // why it will fail; empty: it will not
+	failure  string // why it will fail; empty: it will not
 	campaign string
 }
 
@@ -110,6 +111,9 @@ func hash(parts ...string) Fingerprint {
 	sum := sha256.Sum256([]byte(strings.Join(parts, "\x00")))
 	return Fingerprint(sum[:16])
 }
+
+// TextFingerprint is what stands for a text in Send.Text.
+func TextFingerprint(text string) Fingerprint { return hash(text) }
 
 // fingerprint is over the content without the members that say whom it is for.
 func fingerprint(bot, recipient string, body map[string]any, without ...string) Fingerprint {

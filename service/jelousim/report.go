@@ -155,9 +155,9 @@ func (s *Server) Sends(limit int) []Send {
 func (s *Server) SendsWithText(text string) []Send {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	said, found := hash(text), []Send{}
+	said, found := TextFingerprint(text), []Send{}
 	for send := range s.sends.oldestFirst() {
-		if send.said == said {
+		if send.Text == said {
 			found = append(found, s.shown(send))
 		}
 	}
