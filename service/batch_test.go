@@ -23,6 +23,7 @@ import (
 
 	facadev1 "github.com/jelou-facade/jelou-facade/gen/jelou/facade/v1"
 	"github.com/jelou-facade/jelou-facade/service/jelousim"
+	"github.com/jelou-facade/jelou-facade/service/ledger"
 	"github.com/jelou-facade/jelou-facade/service/pace"
 )
 
@@ -544,6 +545,90 @@ func TestReplay(t *testing.T) {
 		}
 		if _, err = tr.call(ctx, f, "BatchService/ReplayBatch", replay, replayed); reasonOf(err) != "NOTHING_TO_REPLAY" {
 			t.Errorf("a second replay: %v", err)
+		}
+	})
+}
+
+// TestReplayChoices: a replay takes what its filters name and nothing else, with its own options, and once for each request_id.
+func TestReplayChoices(t *testing.T) {
+	onEach(t, func(t *testing.T, tr transport) {
+		f := newFacade(t, func(s *setup) { s.attemptTimeout = 500 * time.Millisecond })
+		ctx := context.Background()
+		f.must(f.sim.SetFaults(
+			jelousim.Fault{Kind: jelousim.FaultMediaTooLarge, Contains: "elegido 0"}, jelousim.Fault{Kind: jelousim.FaultUnsupportedMedia, Contains: "elegido 1"},
+			jelousim.Fault{Kind: jelousim.FaultClose, Contains: "elegido 2"},
+		))
+		r := batchOf(5, "elegido ")
+		r.Spec.Paused = true
+		r.Items[3].Options = &facadev1.SendOptions{ExpireTime: timestampIn(time.Second)}
+		created := &facadev1.CreateBatchResponse{}
+		_, err := tr.call(ctx, f, "BatchService/CreateBatch", r, created)
+		f.must(err)
+		id := created.Batch.BatchId
+		f.waitFor(func(n ledger.Totals) bool { return n.Expired == 1 })
+		_, err = tr.call(ctx, f, "BatchService/ResumeBatch", &facadev1.ResumeBatchRequest{BatchId: id}, &facadev1.ResumeBatchResponse{})
+		f.must(err)
+		results, _ := watch(f, tr, id, "")
+		sequence := map[string]int32{}
+		for _, result := range results {
+			sequence[result.Send.SendId] = result.Send.Sequence
+		}
+		replay := func(r *facadev1.ReplayBatchRequest) (*facadev1.Batch, error) {
+			r.BatchId = id
+			replayed := &facadev1.ReplayBatchResponse{}
+			_, err := tr.call(ctx, f, "BatchService/ReplayBatch", r, replayed)
+			return replayed.Batch, err
+		}
+		expire := timestampIn(time.Hour)
+		chosen := &facadev1.ReplayBatchRequest{
+			States: []facadev1.Send_State{facadev1.Send_FAILED}, ErrorReasons: []string{"MEDIA_TOO_LARGE"}, RequestId: "otra", Paused: true, ExpireTime: expire,
+		}
+		paused, err := replay(chosen)
+		f.must(err)
+		if !paused.Paused || paused.Counts.Accepted != 1 || paused.Counts.Pending != 1 || paused.Spec.RequestId != "otra" || paused.SourceBatchId != id {
+			t.Errorf("paused replay: %v", paused)
+		}
+		if again, err := replay(chosen); err != nil || again.BatchId != paused.BatchId {
+			t.Errorf("the same request_id: %v, %v", again, err)
+		}
+		other := proto.CloneOf(chosen)
+		other.ErrorReasons = []string{"UNSUPPORTED_MEDIA_TYPE"}
+		if _, err := replay(other); reasonOf(err) != "REQUEST_ID_REUSED" {
+			t.Errorf("the same request_id for another choice: %v", err)
+		}
+		for _, c := range []struct {
+			state   facadev1.Send_State
+			reasons []string
+			refused string
+			item    int32 // the one that is sent again
+		}{
+			{facadev1.Send_SENT, nil, "INVALID_FIELD", 0},
+			{facadev1.Send_UNKNOWN, []string{"UNSUPPORTED_MEDIA_TYPE"}, "NOTHING_TO_REPLAY", 0},
+			{facadev1.Send_FAILED, nil, "", 2}, // the first one waits in the paused replay
+			{facadev1.Send_FAILED, nil, "NOTHING_TO_REPLAY", 0},
+			{facadev1.Send_EXPIRED, nil, "", 4},
+			{facadev1.Send_UNKNOWN, nil, "", 3},
+		} {
+			b, err := replay(&facadev1.ReplayBatchRequest{States: []facadev1.Send_State{c.state}, ErrorReasons: c.reasons})
+			if err != nil || c.refused != "" {
+				if reasonOf(err) != c.refused {
+					t.Errorf("replay of %v %v: %v", c.state, c.reasons, err)
+				}
+				continue
+			}
+			results, end := watch(f, tr, b.BatchId, "")
+			if len(results) != 1 || sequence[results[0].Send.SourceSendId] != c.item || end.Counts.Sent != 1 {
+				t.Errorf("replay of %v: %v, %v", c.state, results, end)
+			}
+		}
+		_, err = tr.call(ctx, f, "BatchService/ResumeBatch", &facadev1.ResumeBatchRequest{BatchId: paused.BatchId}, &facadev1.ResumeBatchResponse{})
+		f.must(err)
+		results, end := watch(f, tr, paused.BatchId, "")
+		if len(results) != 1 || sequence[results[0].Send.SourceSendId] != 1 || end.Counts.Sent != 1 {
+			t.Fatalf("the paused replay: %v, %v", results, end)
+		}
+		if got := results[0].Send.Options.ExpireTime.AsTime(); got.Sub(expire.AsTime()).Abs() > time.Millisecond {
+			t.Errorf("it expires at %v, want %v", got, expire.AsTime())
 		}
 	})
 }

@@ -73,6 +73,9 @@ func (s *core) sendOne(ctx context.Context, r single, item *facadev1.BatchItem) 
 	if err != nil {
 		return nil, err
 	}
+	if n.DueAt != 0 && r.GetMode() != facadev1.SendOptions_QUEUE {
+		return nil, invalidField("options.schedule_time", "needs mode QUEUE: nobody waits that long for an answer")
+	}
 	n.RequestID = requestID
 	note(ctx, slog.String("company", company.Name), slog.String("kind", n.Kind))
 	if r.GetValidateOnly() {
@@ -231,9 +234,6 @@ func (s *core) queueOne(ctx context.Context, n ledger.NewSend) (*facadev1.Send, 
 // the row is expired before a caller is told that time is up; where that fails, it has been claimed, and nobody
 // can say yet. Nor can anybody where the call joined the send of another one: that one's times count, and it goes on.
 func (s *core) waitForOne(ctx context.Context, n ledger.NewSend, o *facadev1.SendOptions) (*facadev1.Send, error) {
-	if n.DueAt != 0 {
-		return nil, invalidField("options.schedule_time", "needs mode QUEUE: nobody waits that long for an answer")
-	}
 	wait := waitOf(ctx, n.RequestID != "")
 	n.ExpireIn, n.OwnerBound = s.startWithin(n.Company, wait), n.RequestID == ""
 	wait = n.ExpireIn
