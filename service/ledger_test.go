@@ -24,6 +24,7 @@ import (
 	facadev1 "github.com/jelou-facade/jelou-facade/gen/jelou/facade/v1"
 	"github.com/jelou-facade/jelou-facade/service/ledger"
 	"github.com/jelou-facade/jelou-facade/service/ledger/ledgertest"
+	"github.com/jelou-facade/jelou-facade/service/pace"
 )
 
 // TestLedgerHeld: a ledger that is a copy of another one sends nothing until a person has decided.
@@ -222,21 +223,61 @@ func TestHeldWhileItWaits(t *testing.T) {
 	}
 }
 
-// TestLedgerGone: while PostgreSQL cannot be reached sends are refused and nothing leaves; when it is back everything goes on.
+// TestLedgerGone: while PostgreSQL cannot be reached sends are refused and nothing leaves; when it is back everything goes on by
+// itself, also what waits and who watches it.
 func TestLedgerGone(t *testing.T) {
 	onEach(t, func(t *testing.T, tr transport) {
 		address := ledgertest.Postgres(t)
-		f := newFacade(t, func(s *setup) { s.ledger.URL = address })
+		f := newFacade(t, func(s *setup) {
+			s.ledger.URL = address
+			s.pace = pace.Config{Requests: 1, Window: time.Second}
+		})
 		if _, _, err := f.sendText(tr, textTo(openUser, "antes")); err != nil {
 			t.Fatal(err)
 		}
+		const each = 4
+		for i := range each {
+			_, _, err := f.sendText(tr, queued(fmt.Sprint("en cola ", i)))
+			f.must(err)
+		}
+		uploading := openStream(f, tr, newBatchOpen(nil))
+		for i := 1; i <= each; i++ {
+			f.must(uploading.send(item(i, fmt.Sprint("en lote ", i))))
+		}
+		f.must(uploading.send(seal(each)))
+		var c collected
+		f.must(c.collect(f, uploading, func(c *collected) bool { return c.acked == each }))
+		streamed := make(chan error, 1)
+		go func() {
+			defer close(streamed)
+			streamed <- c.collect(f, uploading, nil)
+		}()
+		watched := make(chan *facadev1.Batch, 1)
+		go func() {
+			defer close(watched)
+			results, end := watch(f, tr, c.opened.BatchId, "")
+			if len(results) != each {
+				t.Errorf("%d results watched", len(results))
+			}
+			watched <- end
+		}()
 		allow := connections(t, address)
 		allow(false)
+		if n := f.sim.Report().Accepted; n == 1+2*each {
+			t.Error("nothing was left to go on with")
+		}
 		_, _, err := f.sendText(tr, textTo(openUser, "durante"))
 		if status.Code(err) != codes.Unavailable || reasonOf(err) != "LEDGER_UNAVAILABLE" {
 			t.Errorf("%v", err)
 		}
 		allow(true)
+		if err := <-streamed; err != nil || c.end.GetCounts().GetSent() != each {
+			t.Errorf("the stream ends with %v, %v", c.end, err)
+		}
+		if end := <-watched; end.GetCounts().GetSent() != each {
+			t.Errorf("the watch ends with %v", end)
+		}
+		f.eventually(func() bool { return f.sim.Report().Accepted == 1+2*each })
 		f.eventually(func() bool {
 			_, _, err := f.sendText(tr, textTo(openUser, "después"))
 			return err == nil
