@@ -375,9 +375,11 @@ func TestStreamErrors(t *testing.T) {
 			newer.cut()
 		})
 		t.Run("repeated without request_id", func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(context.Background(), "x-envoy-attempt-count", "2"), 10*time.Second)
+			defer cancel()
 			if tr.name != "gRPC" {
 				r := retried(post("/v1/batches:stream", "application/x-ndjson", `{"open": {"spec": {"bot_id": "demo"}}}`))(f)
-				answer, err := http.DefaultClient.Do(r)
+				answer, err := http.DefaultClient.Do(r.WithContext(ctx))
 				f.must(err)
 				defer answer.Body.Close()
 				body, err := io.ReadAll(answer.Body)
@@ -388,8 +390,6 @@ func TestStreamErrors(t *testing.T) {
 				return
 			}
 			for id, want := range map[string]string{"": "RETRY_WITHOUT_REQUEST_ID", "otra-vez": ""} {
-				ctx, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(context.Background(), "x-envoy-attempt-count", "2"), 10*time.Second)
-				defer cancel()
 				stream, err := facadev1.NewBatchServiceClient(f.conn).StreamBatch(ctx)
 				f.must(err)
 				open := newBatchOpen(nil)

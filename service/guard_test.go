@@ -142,7 +142,7 @@ func TestErrorDocs(t *testing.T) {
 Made from the table in service/status.go by ` + "`go test ./service -run TestErrorDocs -update`" + `; the tests walk its rows through gRPC and REST.
 
 Every error carries google.rpc.ErrorInfo with the reason below, the domain of who said it (` + "`api.jelou.ai`" + ` or ` + "`jelou-facade`" + `), and metadata:
-` + "`send_id`, `jelou_code`, `jelou_status`" + ` where they exist. BadRequest names the fields, at most 20. RetryInfo stands where a retry helps, and only there;
+` + "`send_id`, `batch_id`, `jelou_code`, `jelou_status`" + ` where they exist. BadRequest names the fields, at most 20. RetryInfo stands where a retry helps, and only there;
 retry only with a request_id. UNAVAILABLE means that nothing was sent: but a broken connection looks the same to a client.
 
 | reason | when | gRPC | HTTP | domain | retry | what becomes of the send |

@@ -37,7 +37,7 @@ var advices = map[facadev1.ErrorReason]advice{
 	facadev1.ErrorReason_UPSTREAM_REFUSED:               {exitRefused, "read Jelou's words in the error"},
 	facadev1.ErrorReason_UPSTREAM_RATE_LIMITED:          {exitUnavailable, "run it again after the time named, or with --queue, which waits for its turn on the server"},
 	facadev1.ErrorReason_UPSTREAM_UNREACHABLE:           {exitUnavailable, "nothing was sent: run it again with the same --request-id"},
-	facadev1.ErrorReason_OUTCOME_UNKNOWN:                {exitUnknown, "find out from the user or from Jelou's dashboard, then `jelouctl sends resolve SEND_ID --as sent|failed`"},
+	facadev1.ErrorReason_OUTCOME_UNKNOWN:                {exitUnknown, "`jelouctl sends get` says what became of it; where that stays UNKNOWN find out from the user or from Jelou's dashboard, then `jelouctl sends resolve SEND_ID --as sent|failed`"},
 
 	facadev1.ErrorReason_WOULD_MISS_DEADLINE:      {exitUnavailable, "nothing was sent: give it longer by --timeout, or use --queue; `jelouctl capacity` shows the queue"},
 	facadev1.ErrorReason_CALLER_QUOTA:             {exitUnavailable, "wait, or have an operator of the server raise the quota"},

@@ -45,9 +45,11 @@ type BatchServiceClient interface {
 	// Errors: FAILED_PRECONDITION SEQUENCE_MISMATCH, BATCH_SEALED or CURSOR_EXPIRED, ABORTED STREAM_REPLACED,
 	// UNAVAILABLE DRAINING (reopen with the last cursor seen).
 	StreamBatch(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[StreamBatchRequest, StreamBatchResponse], error)
-	// Stores a sealed batch of at most 1000 items and 4 MiB in one call.
+	// Stores a sealed batch of at most 1000 items and 4 MiB in one call, all of it or nothing. Only a call with
+	// spec.request_id is safe to repeat.
 	//
-	// Errors: INVALID_ARGUMENT INVALID_FIELD naming the items, RESOURCE_EXHAUSTED QUEUE_FULL; nothing is stored then.
+	// Errors: INVALID_ARGUMENT INVALID_FIELD naming the items, RESOURCE_EXHAUSTED QUEUE_FULL, UNAVAILABLE; nothing is
+	// stored then. UNKNOWN OUTCOME_UNKNOWN: GetBatch tells, by batch_id in the error's metadata.
 	CreateBatch(ctx context.Context, in *CreateBatchRequest, opts ...grpc.CallOption) (*CreateBatchResponse, error)
 	// Reads one batch.
 	//
@@ -204,9 +206,11 @@ type BatchServiceServer interface {
 	// Errors: FAILED_PRECONDITION SEQUENCE_MISMATCH, BATCH_SEALED or CURSOR_EXPIRED, ABORTED STREAM_REPLACED,
 	// UNAVAILABLE DRAINING (reopen with the last cursor seen).
 	StreamBatch(grpc.BidiStreamingServer[StreamBatchRequest, StreamBatchResponse]) error
-	// Stores a sealed batch of at most 1000 items and 4 MiB in one call.
+	// Stores a sealed batch of at most 1000 items and 4 MiB in one call, all of it or nothing. Only a call with
+	// spec.request_id is safe to repeat.
 	//
-	// Errors: INVALID_ARGUMENT INVALID_FIELD naming the items, RESOURCE_EXHAUSTED QUEUE_FULL; nothing is stored then.
+	// Errors: INVALID_ARGUMENT INVALID_FIELD naming the items, RESOURCE_EXHAUSTED QUEUE_FULL, UNAVAILABLE; nothing is
+	// stored then. UNKNOWN OUTCOME_UNKNOWN: GetBatch tells, by batch_id in the error's metadata.
 	CreateBatch(context.Context, *CreateBatchRequest) (*CreateBatchResponse, error)
 	// Reads one batch.
 	//

@@ -61,7 +61,7 @@ const (
 	ErrorReason_UPSTREAM_RATE_LIMITED ErrorReason = 14
 	// UNAVAILABLE with RetryInfo: Jelou could not be reached; nothing was sent.
 	ErrorReason_UPSTREAM_UNREACHABLE ErrorReason = 15
-	// UNKNOWN: it may have been sent; nobody can say.
+	// UNKNOWN: it may have been sent, or may still be, and nobody can say yet; send_id or batch_id in the metadata is whom to ask about.
 	ErrorReason_OUTCOME_UNKNOWN ErrorReason = 16
 	// RESOURCE_EXHAUSTED with RetryInfo: the send could not start before the call's deadline or its expire_time; nothing was stored.
 	ErrorReason_WOULD_MISS_DEADLINE ErrorReason = 32
@@ -113,7 +113,7 @@ const (
 	ErrorReason_NOT_UNKNOWN ErrorReason = 55
 	// FAILED_PRECONDITION: the batch is completed or cancelled.
 	ErrorReason_BATCH_ENDED ErrorReason = 56
-	// FAILED_PRECONDITION: an automatic retry of a send without request_id could send twice.
+	// FAILED_PRECONDITION: an automatic retry of a send or a new batch without request_id could send twice.
 	ErrorReason_RETRY_WITHOUT_REQUEST_ID ErrorReason = 57
 	// UNIMPLEMENTED: this server does not have it yet.
 	ErrorReason_NOT_BUILT_YET ErrorReason = 58

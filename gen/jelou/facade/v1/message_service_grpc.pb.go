@@ -32,7 +32,8 @@ type MessageServiceClient interface {
 	//
 	// Jelou's refusal and an unknown outcome are errors of the call, with send_id in the
 	// error's metadata. UNAVAILABLE means that nothing was sent. Only a call with
-	// request_id is safe to repeat after a broken connection.
+	// request_id is safe to repeat after a broken connection. It joins the send that has its request_id:
+	// that one's options count, and where this call's time is up first it is OUTCOME_UNKNOWN and the send goes on.
 	//
 	// Errors: NOT_FOUND BOT_NOT_FOUND, PERMISSION_DENIED FORBIDDEN_BOT, INVALID_ARGUMENT
 	// INVALID_FIELD or REQUEST_ID_REUSED, FAILED_PRECONDITION SESSION_WINDOW_CLOSED,
@@ -68,7 +69,8 @@ type MessageServiceServer interface {
 	//
 	// Jelou's refusal and an unknown outcome are errors of the call, with send_id in the
 	// error's metadata. UNAVAILABLE means that nothing was sent. Only a call with
-	// request_id is safe to repeat after a broken connection.
+	// request_id is safe to repeat after a broken connection. It joins the send that has its request_id:
+	// that one's options count, and where this call's time is up first it is OUTCOME_UNKNOWN and the send goes on.
 	//
 	// Errors: NOT_FOUND BOT_NOT_FOUND, PERMISSION_DENIED FORBIDDEN_BOT, INVALID_ARGUMENT
 	// INVALID_FIELD or REQUEST_ID_REUSED, FAILED_PRECONDITION SESSION_WINDOW_CLOSED,
