@@ -29,6 +29,7 @@ import (
 	facadev1 "github.com/jelou-facade/jelou-facade/gen/jelou/facade/v1"
 	"github.com/jelou-facade/jelou-facade/service/jelou"
 	"github.com/jelou-facade/jelou-facade/service/jelousim"
+	"github.com/jelou-facade/jelou-facade/service/keyring"
 	"github.com/jelou-facade/jelou-facade/service/ledger/ledgertest"
 )
 
@@ -45,6 +46,8 @@ var scenarios = []struct {
 	{"no replica", noReplica, []string{"JelouAbsent"}},
 	{"the one PostgreSQL stops", databaseStops, []string{"JelouLedgerDown", "JelouNotReady", "JelouReplicationNotSynchronous"}},
 	{"the ledger is a copy", copiedLedger, []string{"JelouLedgerHeld", "JelouNotReady"}},
+	{"a database that is read-only", readOnly, []string{"JelouLedgerNotWritable"}},
+	{"a replica without the key", missingKey, []string{"JelouKeyMissing"}},
 	{"one PostgreSQL", singlePostgres, []string{"JelouReplicationNotSynchronous"}},
 	{"a refused credential", refusedCredential, []string{"JelouCredentialRejected"}},
 	{"a second user of the credential", secondUser, []string{"JelouAllowanceExceeded"}},
@@ -120,6 +123,7 @@ type scene struct {
 	postgres *ledgertest.Cluster // of all scenarios
 	sim      *jelousim.Server
 	api      string
+	key      string              // of all ledgers
 	reads    map[string]bool     // the metrics that the rules read
 	series   map[string][]string // a value for each minute
 	minutes  int
@@ -133,7 +137,7 @@ func newScene(t *testing.T, programs string, postgres *ledgertest.Cluster, rules
 	world.EveryoneOpen, world.Processing = true, jelousim.Processing{}
 	world.Rate = jelousim.Rate{Requests: 5, Window: jelousim.Duration(100 * time.Millisecond)}
 	s := &scene{
-		T: t, program: filepath.Join(programs, "jelou-facade"), postgres: postgres, sim: jelousim.New(world),
+		T: t, program: filepath.Join(programs, "jelou-facade"), postgres: postgres, sim: jelousim.New(world), key: keyring.New(),
 		reads: map[string]bool{}, series: map[string][]string{},
 	}
 	for _, r := range rules {
@@ -236,10 +240,11 @@ func (s *scene) start(name, ledgerURL string) *facade {
 	}
 	f.write("id", "sandbox\n")
 	f.write("secret", "sandbox\n")
+	f.write("key", s.key)
 	f.write("facade.yaml", fmt.Sprintf(`
 listen: {grpc: "127.0.0.1:0", http: "127.0.0.1:0"}
 admin: {address: "127.0.0.1:0"}
-ledger: {%s}
+ledger: {%s, encryption_key_file: key}
 companies: [{id: shop, base_url: %q, client_id_file: id, client_secret_file: secret, bots: [demo], allowance: {requests: 5, window: 0.1s}, attempt_timeout: 1s}]
 callers: [{name: orders, companies: [shop], keys: [{sha256: "%x"}]}]
 audit: {log_file: audit.jsonl}
@@ -477,6 +482,31 @@ func copiedLedger(s *scene) {
 	s.must(os.WriteFile(f.ledger, text, 0o600))
 	f.run()
 	s.hold(10, f)
+}
+
+// readOnly: what a provider does when the disk is nearly full.
+func readOnly(s *scene) {
+	f := s.start("a", s.database("readonly"))
+	s.hold(10, f)
+	for _, to := range []struct{ readOnly, writable string }{{"on", "0"}, {"off", "1"}} {
+		execute(s.T, s.postgres, "ALTER DATABASE readonly SET default_transaction_read_only = "+to.readOnly,
+			"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'readonly'")
+		f.awaitValue("jelou_ledger_writable", to.writable)
+		s.hold(5, f)
+	}
+}
+
+func missingKey(s *scene) {
+	f := s.start("a", "")
+	s.must(s.sim.SetFaults(jelousim.Fault{Kind: jelousim.FaultThrottle, RetryAfter: jelousim.Duration(2 * time.Second)}))
+	f.queue("NORMAL", 0)
+	f.awaitValue(attempts("throttled"), "1")
+	s.hold(10, f)
+	f.stop()
+	f.write("key", keyring.New())
+	f.run()
+	f.await("jelou_ledger_key_missing_total", func(value string) bool { return value != "0" })
+	s.hold(5, f)
 }
 
 func singlePostgres(s *scene) {
