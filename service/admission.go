@@ -34,7 +34,7 @@ func (s *core) admit(ctx context.Context, n ledger.NewSend, within time.Duration
 		if wait, ok, err = s.dispatch.Admit(ctx, n.Company, n.Lane, n.Caller, within); err != nil || ok {
 			return wait, err
 		}
-		refused = missesDeadline(wait, within)
+		refused = s.missesDeadline(n.Company, wait, within)
 	}
 	known, err := s.known(ctx, n)
 	switch {
@@ -88,7 +88,13 @@ func (s *core) admitBatch(ctx context.Context, b ledger.NewBatch, items []ledger
 	return nil
 }
 
-func missesDeadline(wait, within time.Duration) *fault {
+// missesDeadline says why a send cannot leave in time. Where Jelou refuses the company's credential that is it: the next probe tells
+// more than any wait, and only an operator can do something about it.
+func (s *core) missesDeadline(companyID int64, wait, within time.Duration) *fault {
+	switch st := s.dispatch.Status(companyID); st.Pause {
+	case pace.PausedRejected, pace.PausedMisconfigured:
+		return newFault(pauseReasons[st.Pause], "Jelou refuses the company's credential, and what waits is not sent until an operator has replaced it; nothing was stored")
+	}
 	if wait > maxAhead {
 		return newFault(facadev1.ErrorReason_WOULD_MISS_DEADLINE, "the company is held and nobody can say when it sends again; nothing was stored")
 	}

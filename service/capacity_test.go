@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/testing/protocmp"
@@ -96,6 +97,16 @@ func TestCapacityPaused(t *testing.T) {
 		p := f.capacity(tr).Pause
 		if p.GetReason() != "JELOU_UNAUTHORIZED" || time.Until(p.UntilTime.AsTime()) < time.Second {
 			t.Errorf("pause: %v", p)
+		}
+		// Who could not be answered before the next probe hears of the credential too, and not of a wait.
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		_, err := tr.call(ctx, f, sendMessage, textTo(openUser, "otra vez"), &facadev1.SendMessageResponse{})
+		if reasonOf(err) != "JELOU_UNAUTHORIZED" || status.Code(err) != codes.Unauthenticated || detailOf[*errdetails.RetryInfo](err) != nil {
+			t.Errorf("while the company is paused: %v", err)
+		}
+		if n, err := f.ledger.Totals(t.Context()); err != nil || n.Accepted != 1 {
+			t.Errorf("stored %+v, %v", n, err)
 		}
 	})
 }
