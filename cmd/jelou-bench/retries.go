@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	configv1 "github.com/jelou-facade/jelou-facade/gen/jelou/facade/config/v1"
@@ -237,8 +238,40 @@ func (r *retrying) trial() *trial {
 			}
 			t.say("%d of %d sent twice while %s", line.twice, line.intents, line.during)
 		}
-		return nil
+		return r.repeatBatch(ctx, t)
 	}}
+}
+
+// repeatBatch creates a batch twice, as gRPC's and Envoy's retries do where the first answer was lost.
+func (r *retrying) repeatBatch(ctx context.Context, t *trial) error {
+	if err := r.sim.reset(ctx); err != nil {
+		return err
+	}
+	request := &facadev1.CreateBatchRequest{Spec: &facadev1.BatchSpec{BotId: r.tenant.bot()}}
+	if r.id {
+		request.Spec.RequestId = "repeated-batch"
+	}
+	const items = 3
+	for sequence := 1; sequence <= items; sequence++ {
+		request.Items = append(request.Items, itemOf("repetida", sequence))
+	}
+	var errs []error
+	for _, attempt := range []string{"1", "2"} {
+		_, err := r.fleet.any().batches.CreateBatch(metadata.AppendToOutgoingContext(ctx, "x-envoy-attempt-count", attempt), request)
+		errs = append(errs, err)
+	}
+	if errs[0] != nil {
+		return errs[0]
+	}
+	refused := failureOf(errs[1]).reason == facadev1.ErrorReason_RETRY_WITHOUT_REQUEST_ID.String()
+	t.must(refused != r.id, "a repeated batch is answered %v", errs[1])
+	if err := r.fleet.any().quiet(ctx); err != nil {
+		return err
+	}
+	report, err := ask[struct{ Accepted int }](ctx, r.sim, http.MethodGet, "/report", nil)
+	t.must(report.Accepted == items, "%d messages of a repeated batch of %d", report.Accepted, items)
+	t.say("%d messages of a repeated batch of %d", report.Accepted, items)
+	return err
 }
 
 // measure runs one case.

@@ -58,6 +58,45 @@ func settleNext(t check, l *Ledger, company int64, state State) Send {
 	return mustSettle(t, l, Settlement{ID: s.ID, Claim: s.Claim, State: state, Reason: "REASON"})
 }
 
+// A batch made at once is all there and sealed, is found again by its request id, and is not there at all where one item is refused.
+func TestSealedBatch(t *testing.T) {
+	eachBackend(t, func(t *testing.T, c Config) {
+		l := mustOpen(t, c)
+		company := mustCompany(t, l, "acme")
+		n := newBatch(company)
+		n.RequestID = "twice"
+		for i, again := range []bool{false, true} {
+			b, joined, err := l.CreateSealedBatch(t.Context(), n, items(company, 0, 0, 3))
+			if err != nil || joined != again || b.State != BatchRunning || b.Counts != (Counts{Accepted: 3, Pending: 3}) {
+				t.Errorf("call %d: %+v, %v, %v", i, b, joined, err)
+			}
+		}
+		limited := items(company, 0, 0, 3)
+		for i := range limited {
+			limited[i].DailyLimit = 2
+		}
+		var over *QuotaError
+		if b, _, err := l.CreateSealedBatch(t.Context(), newBatch(company), limited); !errors.As(err, &over) {
+			t.Errorf("more than a day's: %+v, %v", b, err)
+		}
+		// One of which every item stands for another send has ended when it is sealed.
+		known := newSend(company, 20)
+		known.RequestID = "known"
+		mustAdd(t, l, known)
+		known.Pos = 1
+		b, _, err := l.CreateSealedBatch(t.Context(), newBatch(company), []NewSend{known})
+		if err != nil || b.State != BatchCompleted || b.EndedAt == 0 || b.Counts != (Counts{Accepted: 1, Cancelled: 1}) {
+			t.Errorf("of known sends: %+v, %v", b, err)
+		}
+		if batches, _, err := l.Batches(t.Context(), BatchFilter{Companies: []int64{company}}, Cursor{}, 10); err != nil || len(batches) != 2 {
+			t.Errorf("there are %+v, %v", batches, err)
+		}
+		if err := l.CheckInvariant(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 func TestLifeOfABatch(t *testing.T) {
 	eachBackend(t, func(t *testing.T, c Config) {
 		l := mustOpen(t, c)
