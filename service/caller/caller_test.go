@@ -14,8 +14,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
-	"net/http/httptest"
 	"net/netip"
 	"net/url"
 	"os"
@@ -23,6 +23,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/MicahParks/jwkset"
@@ -335,46 +336,172 @@ func TestIssuers(t *testing.T) {
 	checkAuthenticate(t, set, now, bearer(theirs.token(t, now, func(c jwt.MapClaims) { their(c); c["azp"] = "svc-guest" })), "guest", "")
 }
 
-// An issuer that publishes a new key, and then withdraws the old one, is followed; while its site is away the known keys stay good.
-func TestPublicKeysAreFetchedAgain(t *testing.T) {
-	now := time.Now()
-	first, second := newSigner(t, "k1"), newSigner(t, "k2")
-	var published atomic.Pointer[[]byte]
-	var fetches atomic.Int64
-	publish := func(signers ...signer) {
-		data := jwks(t, signers...)
-		published.Store(&data)
-	}
-	site := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		fetches.Add(1)
-		data := published.Load()
-		if data == nil {
-			http.Error(w, "away", http.StatusServiceUnavailable)
-			return
-		}
-		_, _ = w.Write(*data)
-	}))
-	defer site.Close()
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	source := caller.NewSource(ctx, nil)
-	authentication := issuerWith(func(i *configv1.TokenIssuer) { i.JwksUrl = site.URL })
-	load := func() *caller.Set { return mustLoad(t, source, authentication, tokenCaller) }
+// keySite is an issuer's site, over connections in memory, so that it can be in a bubble of synctest. What it publishes may change;
+// nil is a site that is away.
+type keySite struct {
+	published atomic.Pointer[[]byte]
+	fetches   atomic.Int64
+	transport http.RoundTripper
+	accepted  chan net.Conn
+	closed    chan struct{}
+}
 
-	set := load() // the site is away at the start
-	publish(first)
-	checkAuthenticate(t, set, now, bearer(first.token(t, now, nil)), "orders", "")
-	before := fetches.Load()
-	published.Store(nil)
-	set = load() // the same URL: nothing is fetched for a new configuration
-	checkAuthenticate(t, set, now, bearer(first.token(t, now, nil)), "orders", "")
-	publish(second)
-	// Another unknown key so soon is not fetched: whoever invents key ids must not make this server a load on the issuer.
-	slow, stop := context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer stop()
-	if _, _, err := set.Authenticate(slow, now, bearer(second.token(t, now, nil))); err == nil || fetches.Load() != before {
-		t.Errorf("fetched %d times, then %d; %v", before, fetches.Load(), err)
+func newKeySite(t *testing.T) *keySite {
+	t.Helper()
+	s := &keySite{accepted: make(chan net.Conn), closed: make(chan struct{})}
+	s.transport = &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		client, server := net.Pipe()
+		select {
+		case s.accepted <- server:
+			return client, nil
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}}
+	server := &http.Server{Handler: s, ReadHeaderTimeout: time.Second}
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(s) }()
+	t.Cleanup(func() {
+		must(t, server.Close())
+		<-served
+	})
+	return s
+}
+
+func (s *keySite) Accept() (net.Conn, error) {
+	select {
+	case c := <-s.accepted:
+		return c, nil
+	case <-s.closed:
+		return nil, net.ErrClosed
 	}
+}
+
+func (s *keySite) Close() error {
+	close(s.closed)
+	return nil
+}
+
+func (s *keySite) Addr() net.Addr { return &net.UnixAddr{Name: "memory"} }
+
+func (s *keySite) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
+	s.fetches.Add(1)
+	data := s.published.Load()
+	if data == nil {
+		http.Error(w, "away", http.StatusServiceUnavailable)
+		return
+	}
+	_, _ = w.Write(*data) // a client that left
+}
+
+func (s *keySite) publish(t *testing.T, signers ...signer) {
+	data := jwks(t, signers...)
+	s.published.Store(&data)
+}
+
+// An issuer that publishes a new key, and then withdraws the old one, is followed; while its site is away the known keys stay good,
+// and key ids that somebody invents are no load on it.
+func TestPublicKeysAreFetchedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		first, second, third := newSigner(t, "k1"), newSigner(t, "k2"), newSigner(t, "k3")
+		site := newKeySite(t)
+		ctx, cancel := context.WithCancel(t.Context())
+		source := caller.NewSource(ctx, nil)
+		source.FetchOver(site.transport)
+		authentication := issuerWith(func(i *configv1.TokenIssuer) { i.JwksUrl = "http://issuer/keys" })
+		load := func() *caller.Set { return mustLoad(t, source, authentication, tokenCaller) }
+		set := load() // the site is away at the start
+		check := func(s signer, reason caller.Reason) {
+			t.Helper()
+			now := time.Now()
+			checkAuthenticate(t, set, now, bearer(s.token(t, now, nil)), "orders", reason)
+		}
+		fetched := func(want int64) {
+			t.Helper()
+			if got := site.fetches.Swap(0); got != want {
+				t.Errorf("fetched %d times, want %d", got, want)
+			}
+		}
+		fetched(1)
+		site.publish(t, first)
+		check(first, "")
+		fetched(1)
+
+		site.publish(t, first, second)
+		check(second, caller.Invalid) // so soon after another unknown id it is not fetched
+		fetched(0)
+		time.Sleep(caller.RefetchEvery)
+		check(second, "")
+		check(first, "")
+		fetched(1)
+		for range 100 {
+			check(third, caller.Invalid)
+		}
+		fetched(0)
+
+		site.publish(t, second)
+		check(first, "") // nobody knows yet
+		time.Sleep(caller.FetchEvery)
+		synctest.Wait()
+		check(first, caller.Invalid) // which is asked for once more
+		check(second, "")
+		fetched(2)
+
+		site.published.Store(nil)
+		time.Sleep(2 * caller.FetchEvery)
+		synctest.Wait()
+		check(second, "")
+		fetched(2)
+		set = load() // the same URL: nothing is fetched for a new configuration
+		check(second, "")
+		fetched(0)
+		cancel()
+		synctest.Wait()
+	})
+}
+
+// A configuration that is refused changes no rate, and nothing that was begun for it goes on.
+func TestRefusedSetsChangeNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		site := newKeySite(t)
+		site.publish(t, newSigner(t, "k1"))
+		ctx, cancel := context.WithCancel(t.Context())
+		source := caller.NewSource(ctx, nil)
+		source.FetchOver(site.transport)
+		key, now := caller.NewKey(), time.Now()
+		orders := func(calls int32) *configv1.Caller {
+			return &configv1.Caller{Name: "orders", Keys: []*configv1.Caller_Key{keyOf(key, time.Time{})}, CallsPerSecond: calls}
+		}
+		issuers := func(urls ...string) *configv1.Authentication {
+			a := &configv1.Authentication{}
+			for _, url := range urls {
+				a.Issuers = append(a.Issuers, &configv1.TokenIssuer{Issuer: url, Audiences: []string{"x"}, JwksUrl: url})
+			}
+			return a
+		}
+		set := mustLoad(t, source, issuers("http://issuer/old"), orders(2))
+		bad := issuers("http://issuer/old", "http://issuer/new")
+		bad.Issuers = append(bad.Issuers, &configv1.TokenIssuer{Issuer: "i", JwksFile: "/nowhere"})
+		for range 5 {
+			if _, err := source.Load([]*configv1.Caller{orders(1000)}, bad); err == nil {
+				t.Fatal("a file that is not there is taken")
+			}
+		}
+		c, _, err := set.Authenticate(ctx, now, bearer(key))
+		must(t, err)
+		waits := []time.Duration{c.Call(now), c.Call(now), c.Call(now)}
+		if fmt.Sprint(waits) != "[0s 0s 500ms]" {
+			t.Errorf("waits %v: the refused rate holds", waits)
+		}
+		before := site.fetches.Load()
+		time.Sleep(caller.FetchEvery)
+		synctest.Wait()
+		if n := site.fetches.Load() - before; n != 1 {
+			t.Errorf("%d sites are fetched, want the one in force", n)
+		}
+		cancel()
+		synctest.Wait()
+	})
 }
 
 func TestCertificates(t *testing.T) {

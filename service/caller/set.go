@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net/http"
 	"slices"
 	"strings"
 	"time"
@@ -22,10 +23,11 @@ import (
 // A Source makes Sets, and keeps from one to the next what should outlive a configuration: public keys that were
 // fetched, and how much of its rate a caller has used. It is for one goroutine.
 type Source struct {
-	ctx   context.Context
-	log   *slog.Logger
-	sites map[string]*site // by URL
-	rates map[string]*rate.Limiter
+	ctx       context.Context
+	log       *slog.Logger
+	transport http.RoundTripper // nil is http.DefaultTransport
+	sites     map[string]*site  // by URL
+	rates     map[string]*rate.Limiter
 }
 
 // NewSource makes a Source. Public keys are fetched until ctx ends; log may be nil.
@@ -58,14 +60,15 @@ type key struct {
 type tokenName struct{ issuer, subject string }
 
 // Load makes a Set of a configuration that keeps the rules of its proto. Files of public keys are read now; URLs that cannot be
-// fetched now are tried again later, and the tokens that need them are refused till then.
+// fetched now are tried again later, and the tokens that need them are refused till then. A configuration that is refused changes
+// nothing.
 func (s *Source) Load(callers []*configv1.Caller, authentication *configv1.Authentication) (*Set, error) {
 	set := &Set{
 		callers: map[string]*Caller{}, keys: map[keyIndex]key{}, issuers: map[string]*issuer{},
 		tokens: map[tokenName]*Caller{}, certificates: map[string]*Caller{},
 	}
 	for _, config := range callers {
-		if err := s.add(set, config, authentication); err != nil {
+		if err := set.add(config, authentication); err != nil {
 			return nil, fmt.Errorf("caller %s: %w", config.Name, err)
 		}
 	}
@@ -73,9 +76,18 @@ func (s *Source) Load(callers []*configv1.Caller, authentication *configv1.Authe
 	for _, config := range authentication.GetIssuers() {
 		issuer, err := s.newIssuer(config, sites)
 		if err != nil {
+			for url, opened := range sites {
+				if s.sites[url] == nil {
+					opened.stop()
+				}
+			}
 			return nil, fmt.Errorf("issuer %s: %w", config.Issuer, err)
 		}
 		set.issuers[config.Issuer] = issuer
+	}
+	// Nothing fails from here on.
+	for _, c := range set.callers {
+		c.rate = s.limiter(c.config)
 	}
 	for url, old := range s.sites {
 		if sites[url] == nil {
@@ -86,10 +98,10 @@ func (s *Source) Load(callers []*configv1.Caller, authentication *configv1.Authe
 	return set, nil
 }
 
-// add puts one caller into the set.
-func (s *Source) add(set *Set, config *configv1.Caller, authentication *configv1.Authentication) error {
-	c := &Caller{config: config, rate: s.limiter(config)}
-	set.callers[config.Name] = c
+// add puts one caller into the set, without its rate.
+func (s *Set) add(config *configv1.Caller, authentication *configv1.Authentication) error {
+	c := &Caller{config: config}
+	s.callers[config.Name] = c
 	for i, k := range config.Keys {
 		hash, err := hex.DecodeString(k.Sha256)
 		if err != nil || len(hash) != sha256.Size {
@@ -100,26 +112,26 @@ func (s *Source) add(set *Set, config *configv1.Caller, authentication *configv1
 			entry.expires = k.ExpireTime.AsTime()
 		}
 		at := entry.index()
-		if other, taken := set.keys[at]; taken {
+		if other, taken := s.keys[at]; taken {
 			return fmt.Errorf("keys[%d]: is a key of caller %s already", i, other.caller.Name())
 		}
-		set.keys[at] = entry
+		s.keys[at] = entry
 	}
 	for i, t := range config.Tokens {
 		name, err := nameOf(t, authentication.GetIssuers())
 		if err != nil {
 			return fmt.Errorf("tokens[%d]: %w", i, err)
 		}
-		if other := set.tokens[name]; other != nil {
+		if other := s.tokens[name]; other != nil {
 			return fmt.Errorf("tokens[%d]: is caller %s already", i, other.Name())
 		}
-		set.tokens[name] = c
+		s.tokens[name] = c
 	}
 	for i, name := range config.Certificates {
-		if other := set.certificates[name]; other != nil {
+		if other := s.certificates[name]; other != nil {
 			return fmt.Errorf("certificates[%d]: is caller %s already", i, other.Name())
 		}
-		set.certificates[name] = c
+		s.certificates[name] = c
 	}
 	return nil
 }

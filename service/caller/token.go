@@ -76,7 +76,7 @@ func (s *Source) newIssuer(config *configv1.TokenIssuer, sites map[string]*site)
 func (s *Source) newSite(url string) (*site, error) {
 	ctx, stop := context.WithCancel(s.ctx)
 	storage, err := jwkset.NewStorageFromHTTP(url, jwkset.HTTPClientStorageOptions{
-		Ctx: ctx, Client: &http.Client{Timeout: fetchTimeout}, HTTPTimeout: fetchTimeout,
+		Ctx: ctx, Client: &http.Client{Timeout: fetchTimeout, Transport: s.transport}, HTTPTimeout: fetchTimeout,
 		NoErrorReturnFirstHTTPReq: true, RefreshInterval: fetchEvery,
 		RefreshErrorHandler: func(_ context.Context, err error) {
 			s.log.Warn("public keys for JWTs cannot be fetched; those known before stay good", slog.String("url", url), slog.Any("error", err))
