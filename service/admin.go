@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/pprof"
 	"strings"
+	"time"
 
 	channelz "google.golang.org/grpc/channelz/service"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
@@ -21,8 +22,15 @@ import (
 // it. What looks into the process is answered on loopback connections only, wherever the port listens: `kubectl
 // port-forward` and ssh come from there.
 
+// adminTimeout is how long an answer of the admin port may take: a profile takes 30 seconds, if nobody says otherwise, and health that
+// is watched is asked for again.
+const adminTimeout = 2 * time.Minute
+
+// maxAdminStreams is how much one connection may ask for at once.
+const maxAdminStreams = 100
+
 // newAdmin makes the admin port's server. metrics answers /metrics.
-func newAdmin(metrics http.Handler, r *readiness, log *slog.Logger) *http.Server {
+func newAdmin(metrics http.Handler, r *readiness, g *guard) *http.Server {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", metrics)
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("ok\n")) }) // a client that left
@@ -33,16 +41,16 @@ func newAdmin(metrics http.Handler, r *readiness, log *slog.Logger) *http.Server
 	} {
 		mux.Handle(path, onLoopback(handler))
 	}
-	inside := grpc.NewServer(grpc.MaxConcurrentStreams(maxConcurrentStreams), grpc.MaxHeaderListSize(maxHeaderBytes))
+	inside := grpc.NewServer()
 	channelz.RegisterChannelzServiceToServer(inside)
 	reflection.Register(inside)
-	probes := grpc.NewServer(grpc.MaxConcurrentStreams(maxConcurrentStreams), grpc.MaxHeaderListSize(maxHeaderBytes))
+	probes := grpc.NewServer()
 	healthv1.RegisterHealthServer(probes, r.health)
 	protocols := &http.Protocols{}
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true) // gRPC's
 	return &http.Server{
-		Handler: http.HandlerFunc(func(w http.ResponseWriter, request *http.Request) {
+		Handler: g.recovering(http.HandlerFunc(func(w http.ResponseWriter, request *http.Request) {
 			switch isGRPC := request.ProtoMajor == 2 && strings.HasPrefix(request.Header.Get("Content-Type"), "application/grpc"); {
 			case isGRPC && strings.HasPrefix(request.URL.Path, "/"+healthv1.Health_ServiceDesc.ServiceName+"/"):
 				probes.ServeHTTP(w, request)
@@ -51,9 +59,10 @@ func newAdmin(metrics http.Handler, r *readiness, log *slog.Logger) *http.Server
 			default:
 				mux.ServeHTTP(w, request)
 			}
-		}),
+		})),
 		Protocols: protocols, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeaderBytes,
-		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+		ReadTimeout: adminTimeout, WriteTimeout: adminTimeout, HTTP2: &http.HTTP2Config{MaxConcurrentStreams: maxAdminStreams},
+		ErrorLog: slog.NewLogLogger(g.log.Handler(), slog.LevelDebug),
 	}
 }
 

@@ -129,11 +129,13 @@ func (g *guard) record(ctx context.Context, c *call, code codes.Code, reason str
 // lineOf is who calls what.
 func lineOf(ctx context.Context, event string, c *call) audit.Line {
 	line := audit.Line{Time: time.Now(), Event: event}
-	if from, _ := origin(ctx); from.IsValid() {
-		line.Peer = from.Unmap().String()
-	}
-	if v, ok := ctx.Value(visitKey{}).(*visit); ok && v.caller.Load() != nil {
-		line.Caller, line.Authentication = v.caller.Load().Name(), v.authentication()
+	if v, ok := ctx.Value(visitKey{}).(*visit); ok {
+		if v.from.IsValid() {
+			line.Peer = v.from.Unmap().String()
+		}
+		if c := v.caller.Load(); c != nil {
+			line.Caller, line.Authentication = c.Name(), v.authentication()
+		}
 	}
 	if c != nil {
 		line.RPC, line.Transport, line.RequestID = c.rpc(), string(c.transport), c.id

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/netip"
 	"strings"
@@ -15,6 +14,7 @@ import (
 	"time"
 
 	"github.com/fullstorydev/grpchan/inprocgrpc"
+	"golang.org/x/time/rate"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/metadata"
@@ -36,9 +36,13 @@ const openMethods = "/grpc.health.v1.Health/"
 
 // doors let callers in: those of the newest set, as long as their credentials are good.
 type doors struct {
-	roster  atomic.Pointer[roster]
-	refused map[caller.Reason]*atomic.Int64
-	audit   *audit.Refusals
+	roster     atomic.Pointer[roster]
+	refused    map[caller.Reason]*atomic.Int64
+	audit      *audit.Refusals
+	log        *slog.Logger
+	tls        *tls.Config // of the listeners; nil without
+	handshakes rate.Sometimes
+	streams    openStreams
 }
 
 // roster is a set of callers until another one replaces it. What failed before is forgotten with it: the other one may be
@@ -51,12 +55,16 @@ type roster struct {
 
 func newRoster(set *caller.Set) *roster { return &roster{set: set, replaced: make(chan struct{})} }
 
-func newDoors(set *caller.Set, log *audit.Log) *doors {
-	d := &doors{refused: map[caller.Reason]*atomic.Int64{}, audit: audit.NewRefusals(log)}
+func newDoors(c Config) *doors {
+	d := &doors{
+		refused: map[caller.Reason]*atomic.Int64{}, audit: audit.NewRefusals(c.Audit), log: c.Logger, tls: c.TLS,
+		handshakes: rate.Sometimes{Interval: time.Second},
+		streams:    openStreams{most: c.Connections.Streams, ofCaller: c.Connections.CallerStreams, of: map[string]int{}},
+	}
 	for _, reason := range caller.Reasons {
 		d.refused[reason] = &atomic.Int64{}
 	}
-	d.roster.Store(newRoster(set))
+	d.roster.Store(newRoster(c.Callers))
 	return d
 }
 
@@ -76,6 +84,8 @@ func (d *doors) refusals() map[caller.Reason]int64 {
 
 // visit is who calls and how that is known, for as long as the call lasts.
 type visit struct {
+	from        netip.Addr
+	chain       []*x509.Certificate // with the client's own first; none without
 	credentials caller.Credentials
 	expires     time.Time // zero is never
 	roster      *roster
@@ -105,46 +115,104 @@ func callerName(ctx context.Context) string {
 // known tells whether there is a caller of this name now.
 func (d *doors) known(name string) bool { return d.roster.Load().set.Has(name) }
 
-// enter finds out who calls. The context that it returns is the call's.
+// entry is what the doors say of a visit: nothing, how long to wait, or why it is refused.
+type entry struct {
+	*visit
+	wait time.Duration // of a caller whose rate is used up
+	err  error
+}
+
+func (e *entry) refused() bool { return e.err != nil || e.wait > 0 }
+
+type entryKey struct{}
+
+// enter finds out who calls, and counts who is not let in. The context that it returns is the call's.
 func (d *doors) enter(ctx context.Context, method string) (context.Context, *visit, error) {
-	v := &visit{roster: d.roster.Load()}
-	ctx = context.WithValue(ctx, visitKey{}, v)
+	at := ctx
+	if gateway := inprocgrpc.ClientContext(ctx); gateway != nil {
+		at = gateway
+	}
+	e, ok := at.Value(entryKey{}).(*entry)
+	if !ok {
+		e = d.lookGRPC(ctx, method)
+	}
+	ctx = context.WithValue(ctx, visitKey{}, e.visit)
+	switch {
+	case e.err != nil:
+		return ctx, nil, d.refuse(ctx, e.visit, e.err)
+	case e.wait > 0:
+		c := e.caller.Load()
+		d.count(ctx, facadev1.ErrorReason_CALLER_QUOTA, "")
+		return ctx, nil, callerQuota(c.Name(), fmt.Sprintf("%d calls a second", c.CallsPerSecond()), e.wait)
+	}
+	return ctx, e.visit, nil
+}
+
+// lookGRPC looks at who calls a method.
+func (d *doors) lookGRPC(ctx context.Context, method string) *entry {
+	v := &visit{roster: d.roster.Load(), credentials: caller.Credentials{
+		Authorization: metadata.ValueFromIncomingContext(ctx, headerAuthorization),
+		APIKey:        metadata.ValueFromIncomingContext(ctx, headerAPIKey),
+	}}
 	if strings.HasPrefix(method, openMethods) {
 		v.roster = &roster{}
 	}
-	from, certificate := origin(ctx)
-	v.credentials = caller.Credentials{
-		Authorization: metadata.ValueFromIncomingContext(ctx, headerAuthorization),
-		APIKey:        metadata.ValueFromIncomingContext(ctx, headerAPIKey),
-		Certificate:   certificate,
+	var state *tls.ConnectionState
+	address := ""
+	if p, ok := peer.FromContext(ctx); ok {
+		address = p.Addr.String()
+		if info, ok := p.AuthInfo.(credentials.TLSInfo); ok {
+			state = &info.State
+		}
 	}
-	if err := d.identify(ctx, v, from); err != nil {
-		return ctx, nil, err
-	}
-	c := v.caller.Load()
-	if wait := c.Call(time.Now()); wait > 0 {
-		d.count(ctx, facadev1.ErrorReason_CALLER_QUOTA, "")
-		return ctx, nil, callerQuota(c.Name(), fmt.Sprintf("%d calls a second", c.CallsPerSecond()), wait)
-	}
-	return ctx, v, nil
+	return d.look(ctx, v, address, state)
 }
 
-// identify authenticates a visit against its roster.
-func (d *doors) identify(ctx context.Context, v *visit, from netip.Addr) error {
-	now := time.Now()
-	if v.roster.set.Required() && v.roster.attempts.Blocked(now, from, v.credentials) {
-		return d.refuse(ctx, v, from, &caller.Error{Reason: caller.Limited})
+// lookHTTP looks at who makes a request, before anything of it but its headers is read.
+func (d *doors) lookHTTP(r *http.Request) *entry {
+	v := &visit{roster: d.roster.Load(), credentials: caller.Credentials{
+		Authorization: r.Header.Values(headerAuthorization), APIKey: r.Header.Values(headerAPIKey),
+	}}
+	return d.look(r.Context(), v, r.RemoteAddr, r.TLS)
+}
+
+// look authenticates a visit, and takes it from its caller's rate. Headers that proxies write about where a call comes from are not
+// believed: anyone can write them.
+func (d *doors) look(ctx context.Context, v *visit, address string, state *tls.ConnectionState) *entry {
+	now, e := time.Now(), &entry{visit: v}
+	at, _ := netip.ParseAddrPort(address) // without one all such calls count together
+	v.from = at.Addr()
+	if state != nil && len(state.PeerCertificates) > 0 {
+		v.chain = state.PeerCertificates
+		v.credentials.Certificate = v.chain[0]
 	}
-	c, expires, err := v.roster.set.Authenticate(ctx, now, v.credentials)
-	if err != nil {
-		return d.refuse(ctx, v, from, err)
+	if v.roster.set.Required() && v.roster.attempts.Blocked(now, v.from, v.credentials) {
+		e.err = &caller.Error{Reason: caller.Limited}
+		return e
+	}
+	if e.err = d.identify(ctx, now, v); e.err != nil {
+		return e
 	}
 	if v.roster.set.Required() {
 		v.roster.attempts.Passed(v.credentials)
 	}
-	v.caller.Store(c)
-	v.expires = expires
-	return nil
+	e.wait = v.caller.Load().Call(now)
+	return e
+}
+
+// identify authenticates a visit against its roster.
+func (d *doors) identify(ctx context.Context, now time.Time, v *visit) error {
+	if len(v.chain) > 0 && v.roster.set.Required() && v.credentials.Kind() == "certificate" {
+		if err := d.trusts(ctx, v.chain); err != nil {
+			return err
+		}
+	}
+	c, expires, err := v.roster.set.Authenticate(ctx, now, v.credentials)
+	if err == nil {
+		v.caller.Store(c)
+		v.expires = expires
+	}
+	return err
 }
 
 // credentialTexts are what a caller is told: enough to mend it, and nothing about what there is.
@@ -153,18 +221,18 @@ var credentialTexts = map[caller.Reason]string{
 	caller.Malformed: "the credential is not of the form of one: send one API key or JWT as `authorization: Bearer …`, or one API key as x-api-key",
 	caller.Unknown:   "the credential is no caller's; it may have been revoked",
 	caller.Expired:   "the credential has expired; get a new one",
-	caller.Invalid:   "the token is not good here: its signature, issuer, audience or times",
+	caller.Invalid:   "the token is not good here: its signature, issuer, audience or times; or the authority of the client certificate is trusted no more",
 	caller.Limited:   "too many failed attempts came from this address; wait a few seconds",
 }
 
 // refuse counts and answers a refused credential.
-func (d *doors) refuse(ctx context.Context, v *visit, from netip.Addr, err error) error {
+func (d *doors) refuse(ctx context.Context, v *visit, err error) error {
 	refused, ok := errors.AsType[*caller.Error](err)
 	if !ok {
 		return err
 	}
 	d.refused[refused.Reason].Add(1)
-	v.roster.attempts.Failed(time.Now(), from, refused.Reason)
+	v.roster.attempts.Failed(time.Now(), v.from, refused.Reason)
 	note(ctx, slog.String("credential", string(refused.Reason)))
 	d.count(ctx, facadev1.ErrorReason_CALLER_UNAUTHENTICATED, refused.Reason)
 	if refused.Err != nil {
@@ -204,12 +272,8 @@ func (d *doors) watch(ctx context.Context, v *visit, leave context.CancelCauseFu
 			leave(shut{newFault(facadev1.ErrorReason_CALLER_UNAUTHENTICATED, "the credential has expired in the middle of the stream; go on with a new one")})
 		case <-v.roster.replaced:
 			v.roster = d.roster.Load()
-			c, expires, err := v.roster.set.Authenticate(ctx, time.Now(), v.credentials)
-			if err != nil {
+			if d.identify(ctx, time.Now(), v) != nil {
 				leave(shut{newFault(facadev1.ErrorReason_CALLER_UNAUTHENTICATED, "the credential was revoked in the middle of the stream")})
-			} else {
-				v.caller.Store(c)
-				v.expires = expires
 			}
 		}
 		expiry.Stop()
@@ -235,58 +299,18 @@ func callerQuota(name, quota string, wait time.Duration) *fault {
 	return f
 }
 
-// httpOrigin is where an HTTP request comes from.
-type httpOrigin struct {
-	address string
-	tls     *tls.ConnectionState
-}
-
-type originKey struct{}
-
-// withOrigin lets the guard know where a request of the gateway comes from.
-func withOrigin(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		ctx := context.WithValue(r.Context(), originKey{}, httpOrigin{r.RemoteAddr, r.TLS})
-		next.ServeHTTP(w, r.WithContext(ctx))
-	})
-}
-
-// origin is the address that a call comes from, and its certificate where TLS has verified one. Headers that proxies write
-// about it are not believed: anyone can write them.
-func origin(ctx context.Context) (netip.Addr, *x509.Certificate) {
-	var from httpOrigin
-	if gateway := inprocgrpc.ClientContext(ctx); gateway != nil {
-		from, _ = gateway.Value(originKey{}).(httpOrigin)
-	} else if p, ok := peer.FromContext(ctx); ok {
-		from.address = p.Addr.String()
-		if info, ok := p.AuthInfo.(credentials.TLSInfo); ok {
-			from.tls = &info.State
-		}
-	}
-	var certificate *x509.Certificate
-	if from.tls != nil && len(from.tls.VerifiedChains) > 0 {
-		certificate = from.tls.VerifiedChains[0][0]
-	}
-	at, _ := netip.ParseAddrPort(from.address) // without one all such calls count together
-	return at.Addr(), certificate
-}
-
 // enterHTTP finds out who asks for a page beside the API. Without callers it is everybody on this machine, as an admin.
 func (d *doors) enterHTTP(r *http.Request) (*caller.Caller, error) {
 	from, _ := netip.ParseAddrPort(r.RemoteAddr) // net/http wrote it
 	if !d.roster.Load().set.Required() && !from.Addr().Unmap().IsLoopback() {
 		return nil, newFault(facadev1.ErrorReason_CALLER_FORBIDDEN, "without callers in the configuration this page is for loopback addresses only")
 	}
-	p := &peer.Peer{Addr: net.TCPAddrFromAddrPort(from)}
-	if r.TLS != nil {
-		p.AuthInfo = credentials.TLSInfo{State: *r.TLS}
+	e := d.lookHTTP(r)
+	if a := answerOf(r.Context()); a != nil {
+		a.visit = e.visit
 	}
-	ctx := metadata.NewIncomingContext(peer.NewContext(r.Context(), p), metadata.MD{
-		headerAuthorization: r.Header.Values(headerAuthorization), headerAPIKey: r.Header.Values(headerAPIKey),
-	})
-	_, v, err := d.enter(ctx, r.URL.Path)
-	if err != nil {
+	if _, _, err := d.enter(context.WithValue(r.Context(), entryKey{}, e), r.URL.Path); err != nil {
 		return nil, err
 	}
-	return v.caller.Load(), nil
+	return e.caller.Load(), nil
 }

@@ -1,7 +1,9 @@
 package service_test
 
 import (
+	"bufio"
 	"bytes"
+	"context"
 	"errors"
 	"io"
 	"net"
@@ -12,8 +14,11 @@ import (
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
+	configv1 "github.com/jelou-facade/jelou-facade/gen/jelou/facade/config/v1"
 	facadev1 "github.com/jelou-facade/jelou-facade/gen/jelou/facade/v1"
 	"github.com/jelou-facade/jelou-facade/service"
 )
@@ -21,7 +26,7 @@ import (
 // TestConnectionsBounded: a connection too many is closed at once, and one that ends makes room.
 func TestConnectionsBounded(t *testing.T) {
 	f := newFacade(t, func(s *setup) { s.connections.Most = 2 })
-	for _, address := range []string{f.grpcAddr, f.rest[len("http://"):]} {
+	for _, address := range []string{f.grpcAddr, f.rest[len("http://"):], f.admin[len("http://"):]} {
 		var open []net.Conn
 		refused := func() bool {
 			c, err := net.Dial("tcp", address)
@@ -116,4 +121,71 @@ func TestStopEndsStreams(t *testing.T) {
 		f.stop()
 		checkDrained(f, id, endOf(s))
 	})
+}
+
+// TestStreamsBounded: the open streams of a caller, and of all, are bounded, those that watch health too; one that ends makes room.
+func TestStreamsBounded(t *testing.T) {
+	onEach(t, func(t *testing.T, tr transport) {
+		orders, other := &configv1.Caller{Name: "orders", Companies: []string{"*"}}, &configv1.Caller{Name: "other", Companies: []string{"*"}}
+		key, otherKey := keyed(orders, time.Time{}), keyed(other, time.Time{})
+		f := newFacade(t, func(s *setup) {
+			s.callers = []*configv1.Caller{orders, other}
+			s.connections.Streams, s.connections.CallerStreams = 4, 2
+		})
+		watch := func(key string) (end func(), err error) {
+			ctx, cancel := context.WithCancel(t.Context())
+			t.Cleanup(cancel)
+			return cancel, firstCapacity(ctx, f, tr, key)
+		}
+		end, err := watch(key)
+		f.must(err)
+		_, err = watch(key)
+		f.must(err)
+		_, err = watch(key)
+		checkQuota(t, tr, http.Header{"Retry-After": {"5"}}, err, "2 open streams")
+		_, err = watch(otherKey)
+		f.must(err)
+
+		health, err := healthv1.NewHealthClient(f.conn).Watch(t.Context(), &healthv1.HealthCheckRequest{})
+		f.must(err)
+		_, err = health.Recv()
+		f.must(err)
+		_, err = watch(otherKey)
+		if status.Code(err) != codes.ResourceExhausted || reasonOf(err) != "QUEUE_FULL" || detailOf[*errdetails.RetryInfo](err).GetRetryDelay().AsDuration() != 5*time.Second {
+			t.Errorf("a stream too many: %v", err)
+		}
+		refused, err := healthv1.NewHealthClient(f.conn).Watch(t.Context(), &healthv1.HealthCheckRequest{})
+		f.must(err)
+		if _, err = refused.Recv(); reasonOf(err) != "QUEUE_FULL" {
+			t.Errorf("another watcher of health: %v", err)
+		}
+		end()
+		f.eventually(func() bool {
+			_, err := watch(key)
+			return err == nil
+		})
+	})
+}
+
+// firstCapacity opens a stream that goes on until ctx ends, and waits for its first event.
+func firstCapacity(ctx context.Context, f *facade, tr transport, key string) error {
+	f.Helper()
+	if tr.name == "gRPC" {
+		stream, err := facadev1.NewCapacityServiceClient(f.conn).WatchCapacity(metadata.AppendToOutgoingContext(ctx, "x-api-key", key), &facadev1.WatchCapacityRequest{BotId: "demo"})
+		f.must(err)
+		_, err = stream.Recv()
+		return err
+	}
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, f.rest+"/v1/bots/demo/capacity:watch", nil)
+	f.must(err)
+	r.Header.Set("X-Api-Key", key)
+	answer, err := http.DefaultClient.Do(r)
+	f.must(err)
+	line, err := bufio.NewReader(answer.Body).ReadBytes('\n') // of an error all
+	if answer.StatusCode == http.StatusOK {
+		f.Cleanup(func() { _ = answer.Body.Close() })
+		return err
+	}
+	f.must(answer.Body.Close())
+	return restStatus(f, line).Err()
 }

@@ -61,7 +61,7 @@ type pages map[string]http.HandlerFunc
 
 // newGateway makes the REST side: the generated routes over the in-process connection, so that every interceptor holds
 // for REST too, with the contract of docs/rest.md around them.
-func newGateway(ctx context.Context, conn grpc.ClientConnInterface, others pages) (http.Handler, error) {
+func newGateway(ctx context.Context, conn grpc.ClientConnInterface, d *doors, others pages) (http.Handler, error) {
 	mux := runtime.NewServeMux(
 		runtime.WithMarshalerOption(runtime.MIMEWildcard, jsonMarshaler{}),
 		runtime.WithIncomingHeaderMatcher(func(name string) (string, bool) {
@@ -82,7 +82,7 @@ func newGateway(ctx context.Context, conn grpc.ClientConnInterface, others pages
 			writeError(w, routingFault(r, code).GRPCStatus())
 		}),
 		runtime.SetQueryParameterParser(&strictQuery{}),
-		runtime.WithMiddlewares(strictRequest),
+		runtime.WithMiddlewares(d.knocked, strictRequest),
 	)
 	for _, register := range []func(context.Context, *runtime.ServeMux, grpc.ClientConnInterface) error{
 		registerClient(facadev1.RegisterMessageServiceHandlerClient, facadev1.NewMessageServiceClient),
@@ -110,13 +110,13 @@ func newGateway(ctx context.Context, conn grpc.ClientConnInterface, others pages
 		root.HandleFunc(pattern, page)
 	}
 	bounded := http.MaxBytesHandler(root, maxRequestBytes)
-	return withOrigin(withRequestID(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if isStream(r) { // its lines are bounded one by one
 			root.ServeHTTP(w, r)
 			return
 		}
 		bounded.ServeHTTP(w, r)
-	}))), nil
+	}), nil
 }
 
 // isStream reports whether a request is for a route that streams.
@@ -124,14 +124,26 @@ func isStream(r *http.Request) bool {
 	return strings.HasSuffix(r.URL.Path, ":stream") || strings.HasSuffix(r.URL.Path, ":watch")
 }
 
-// withRequestID gives every request an id, and every answer the same, also where no method was reached.
-func withRequestID(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		id := requestIDOrNew(r.Header.Get(headerRequestID))
-		r.Header.Set(headerRequestID, id)
-		w.Header().Set(headerRequestID, id)
-		next.ServeHTTP(w, r)
-	})
+// knocked looks at who calls a route before its body is read. Of a request that is refused nothing more is looked at: its method's
+// guard says so.
+func (d *doors) knocked(next runtime.HandlerFunc) runtime.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request, path map[string]string) {
+		e := d.lookHTTP(r)
+		if a := answerOf(r.Context()); a != nil {
+			a.visit = e.visit
+		}
+		r = r.WithContext(context.WithValue(r.Context(), entryKey{}, e))
+		if e.refused() {
+			if r.ProtoMajor == 1 && r.ContentLength != 0 {
+				w.Header().Set("Connection", "close") // or net/http would wait for the body before it answers
+			}
+			at := *r.URL
+			at.RawQuery = ""
+			r.URL, r.Body, r.ContentLength = &at, http.NoBody, 0
+			r.Header.Del("Grpc-Timeout")
+		}
+		next(w, r, path)
+	}
 }
 
 // registerClient fits a generated registration and its client constructor to a connection.
@@ -230,7 +242,7 @@ func strictRequest(next runtime.HandlerFunc) runtime.HandlerFunc {
 		}
 		if r.Method == http.MethodPost {
 			f := checkBody(r, path)
-			bodyHere(w)
+			bodyHere(w, r)
 			if f != nil {
 				writeError(w, f.GRPCStatus())
 				return
@@ -371,6 +383,7 @@ var codeNames = map[codes.Code]string{
 
 // writeError answers a status as REST.
 func writeError(w http.ResponseWriter, st *status.Status) {
+	noteStatus(w, st)
 	h := w.Header()
 	h.Set("Content-Type", "application/json")
 	if info := detail[*errdetails.RetryInfo](st); info != nil {

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"buf.build/go/protovalidate"
+	"github.com/fullstorydev/grpchan/inprocgrpc"
 	"go.opentelemetry.io/otel/attribute"
 	otelcodes "go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/propagation"
@@ -63,15 +64,24 @@ func (g *guard) Unary(ctx context.Context, request any, info *grpc.UnaryServerIn
 
 // Stream guards a streaming method.
 func (g *guard) Stream(server any, stream grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) (err error) {
-	ctx, c := g.begin(stream.Context(), info.FullMethod)
+	method := info.FullMethod
+	if server == nil { // an unknown one, of whatever name
+		method = otherMethod
+	}
+	ctx, c := g.begin(stream.Context(), method)
 	if err := stream.SetHeader(metadata.Pairs(headerRequestID, c.id)); err != nil {
 		return err
 	}
 	defer func() { err = g.end(ctx, c, recover(), err) }()
-	ctx, visit, err := g.doors.enter(ctx, info.FullMethod)
+	ctx, visit, err := g.doors.enter(ctx, method)
 	if err != nil {
 		return err
 	}
+	closed, err := g.doors.streams.open(callerName(ctx))
+	if err != nil {
+		return err
+	}
+	defer closed()
 	if err := g.mayChange(c); err != nil {
 		return err
 	}
@@ -140,6 +150,11 @@ var requestIDForm = regexp.MustCompile(`^[A-Za-z0-9._-]{1,128}$`)
 func (g *guard) begin(ctx context.Context, method string) (context.Context, *call) {
 	id := requestIDOrNew(first(metadata.ValueFromIncomingContext(ctx, headerRequestID)))
 	c := &call{id: id, method: method, transport: g.transport, start: time.Now()}
+	if request := inprocgrpc.ClientContext(ctx); request != nil {
+		if a := answerOf(request); a != nil {
+			a.told.Store(true)
+		}
+	}
 	// A caller's trace goes on here; its tracestate is not looked at.
 	carrier := propagation.MapCarrier{headerTraceparent: first(metadata.ValueFromIncomingContext(ctx, headerTraceparent))}
 	ctx, c.span = g.tracer.Start(propagation.TraceContext{}.Extract(ctx, carrier), c.rpc(), trace.WithSpanKind(trace.SpanKindServer))
@@ -163,7 +178,7 @@ func requestIDOrNew(id string) string {
 func (g *guard) end(ctx context.Context, c *call, panicked any, err error) error {
 	if panicked != nil {
 		// The panic's value may quote a request: only its type and the stack's functions are logged.
-		err = newFault(facadev1.ErrorReason_INTERNAL, internalMessage).because(fmt.Errorf("panic of type %T\n%s", panicked, debug.Stack()))
+		err = newFault(facadev1.ErrorReason_INTERNAL, internalMessage).because(crashOf(panicked))
 	}
 	st := toStatus(err)
 	level, attrs := slog.LevelInfo, []slog.Attr{
@@ -186,6 +201,17 @@ func (g *guard) end(ctx context.Context, c *call, panicked any, err error) error
 	}
 	g.log.LogAttrs(ctx, level, "call", append(attrs, c.attrs...)...)
 	return st.Err()
+}
+
+// crash is a panic that somebody recovered from: its type and where it was.
+type crash struct{ error }
+
+// crashOf makes one of a panic's value; that of another goroutine stays what it is.
+func crashOf(panicked any) error {
+	if c, ok := panicked.(crash); ok {
+		return c
+	}
+	return crash{fmt.Errorf("panic of type %T\n%s", panicked, debug.Stack())}
 }
 
 // endSpan says how the call went: names of closed sets only, and nothing of what was sent.

@@ -2,10 +2,14 @@ package service
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"log/slog"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"strings"
 	"testing"
@@ -42,7 +46,7 @@ func TestPanic(t *testing.T) {
 		t.Fatal(err)
 	}
 	var logs strings.Builder
-	g := &guard{log: slog.New(slog.NewTextHandler(&logs, nil)), doors: newDoors(nil, nil), validator: validator, metrics: newCallMetrics((&telemetry.Telemetry{}).Meter()), tracer: (&telemetry.Telemetry{}).Tracer()}
+	g := &guard{log: slog.New(slog.NewTextHandler(&logs, nil)), doors: newDoors(Config{}), validator: validator, metrics: newCallMetrics((&telemetry.Telemetry{}).Meter()), tracer: (&telemetry.Telemetry{}).Tracer()}
 	ctx := grpc.NewContextWithServerTransportStream(context.Background(), serverStream{})
 	_, err = g.Unary(ctx, &facadev1.GetSendRequest{SendId: "s1"}, &grpc.UnaryServerInfo{FullMethod: "/test"},
 		func(context.Context, any) (any, error) { panic("593991234567") })
@@ -56,6 +60,76 @@ func TestPanic(t *testing.T) {
 	}
 	if !strings.Contains(logs.String(), "guard_test.go") {
 		t.Errorf("the log has no stack: %s", logs.String())
+	}
+}
+
+// TestPanicsOverHTTP: a panic outside of the methods is INTERNAL to the client, or the end of its connection where an answer had
+// begun; it is told and counted, and its value is nowhere.
+func TestPanicsOverHTTP(t *testing.T) {
+	const private = "593991234567"
+	for _, test := range []struct {
+		name     string
+		handler  http.HandlerFunc
+		answered bool
+		told     bool
+	}{
+		{"nothing written", func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Length", "7")
+			panic(private)
+		}, true, true},
+		{"written", func(w http.ResponseWriter, _ *http.Request) {
+			_, _ = w.Write([]byte("half"))
+			panic(errors.New(private))
+		}, false, true},
+		{"flushed", func(w http.ResponseWriter, _ *http.Request) {
+			_ = http.NewResponseController(w).Flush()
+			panic(private)
+		}, false, true},
+		{"on purpose", func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, false, false},
+	} {
+		for _, over := range []transport{overREST, overAdmin} {
+			t.Run(test.name+", "+string(over), func(t *testing.T) {
+				measured, err := telemetry.Open(t.Context(), telemetry.Config{Version: "test"})
+				if err != nil {
+					t.Fatal(err)
+				}
+				var logs strings.Builder
+				log := slog.New(slog.NewTextHandler(&logs, &slog.HandlerOptions{Level: slog.LevelDebug}))
+				g := &guard{log: log, transport: over, metrics: newCallMetrics(measured.Meter())}
+				handler := g.requests(patient(test.handler))
+				if over == overAdmin {
+					handler = g.recovering(test.handler)
+				}
+				server := httptest.NewUnstartedServer(handler)
+				server.Config.ErrorLog = slog.NewLogLogger(log.Handler(), slog.LevelDebug)
+				server.Start()
+				answer, err := http.Get(server.URL)
+				var body []byte
+				if err == nil {
+					body, err = io.ReadAll(answer.Body)
+					_ = answer.Body.Close()
+				}
+				server.Close() // the handler has ended
+				if (err == nil) != test.answered {
+					t.Errorf("got %q, %v", body, err)
+				}
+				var shape restError
+				if test.answered && (answer.StatusCode != http.StatusInternalServerError || json.Unmarshal(body, &shape) != nil || shape.Error.Status != "INTERNAL" || !strings.Contains(string(body), `"reason":"INTERNAL"`)) {
+					t.Errorf("%s: %s", answer.Status, body)
+				}
+				scraped := httptest.NewRecorder()
+				measured.Handler().ServeHTTP(scraped, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+				if counted := strings.Contains(scraped.Body.String(), `jelou_call_errors_total{caller="none",reason="INTERNAL"} 1`); counted != test.told {
+					t.Errorf("counted: %v", counted)
+				}
+				if told := strings.Count(logs.String(), "level=ERROR") == 1 && strings.Contains(logs.String(), "guard_test.go"); told != test.told {
+					t.Errorf("the log has it: %v", told)
+				}
+				if strings.Contains(logs.String()+string(body), private) {
+					t.Errorf("the panic's value is quoted: %s", logs.String())
+				}
+			})
+		}
 	}
 }
 

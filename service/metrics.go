@@ -21,9 +21,13 @@ import (
 type transport string
 
 const (
-	overGRPC transport = "grpc"
-	overREST transport = "rest"
+	overGRPC  transport = "grpc"
+	overREST  transport = "rest"
+	overAdmin transport = "admin" // only what panics there
 )
+
+// otherMethod stands in metrics and in the log for what reaches no method.
+const otherMethod = "_OTHER"
 
 // callMetrics are rate, errors and duration of the calls. Their attributes are closed sets: methods, codes and reasons of the
 // protos, and callers of the configuration.
@@ -74,40 +78,20 @@ func (m *callMetrics) note(ctx context.Context, c *call, code codes.Code, reason
 	}
 }
 
-// measure measures the requests of a handler.
-func (m *callMetrics) measure(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		began, seen := time.Now(), &statusWriter{ResponseWriter: w, status: http.StatusOK}
-		defer func() {
-			m.requests.Record(r.Context(), time.Since(began).Seconds(), metric.WithAttributes(
-				semconv.HTTPRequestMethodKey.String(knownMethod(r.Method)), attribute.String("http.response.status_code", strconv.Itoa(seen.status))))
-		}()
-		next.ServeHTTP(seen, r)
-	})
-}
-
 // knownMethod is a request's method, for those that the routes have, and what stands for all others.
 func knownMethod(method string) string {
 	switch method {
 	case http.MethodGet, http.MethodPost, http.MethodHead, http.MethodOptions:
 		return method
 	}
-	return "_OTHER"
+	return otherMethod
 }
 
-// statusWriter notes the status of an answer.
-type statusWriter struct {
-	http.ResponseWriter
-	status int
+// request measures a REST request that was answered.
+func (m *callMetrics) request(r *http.Request, took time.Duration, code int) {
+	m.requests.Record(r.Context(), took.Seconds(), metric.WithAttributes(
+		semconv.HTTPRequestMethodKey.String(knownMethod(r.Method)), attribute.String("http.response.status_code", strconv.Itoa(code))))
 }
-
-func (w *statusWriter) WriteHeader(status int) {
-	w.status = status
-	w.ResponseWriter.WriteHeader(status)
-}
-
-// Unwrap lets http.ResponseController reach what this stands before.
-func (w *statusWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 // observeServer tells about the process: what it is, whether it is ready, how the ledger stands, and who was not let in.
 func observeServer(t *telemetry.Telemetry, s *core, r *readiness, d *doors) {

@@ -135,7 +135,7 @@ func (f *facade) closed() map[string]func(value string) bool {
 	})
 	number := func(value string) bool { _, err := strconv.ParseFloat(value, 64); return err == nil }
 	return map[string]func(string) bool{
-		"rpc_method": func(value string) bool { return methods[value] }, "rpc_system_name": among("grpc"), "transport": among("grpc", "rest"),
+		"rpc_method": func(value string) bool { return methods[value] || value == "_OTHER" }, "rpc_system_name": among("grpc"), "transport": among("grpc", "rest"),
 		"rpc_response_status_code": func(value string) bool { var c codes.Code; return c.UnmarshalJSON([]byte(`"`+value+`"`)) == nil },
 		"http_request_method":      among("GET", "POST", "HEAD", "OPTIONS", "_OTHER"), "http_response_status_code": number,
 		"caller": among("anonymous", "other", "none"), "company": among("sandbox"), "lane": among("urgent", "normal", "bulk"), "state": among("waiting", "paused", "scheduled"),

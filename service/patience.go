@@ -41,8 +41,12 @@ func patient(next http.Handler) http.Handler {
 	})
 }
 
-// bodyHere ends the time that a body may take, where it is complete or a stream's. The deadline would end the call, too.
-func bodyHere(w http.ResponseWriter) {
+// bodyHere ends the time that a body may take, where it is complete or a stream's: the deadline would end the call, too. One that
+// nobody reads keeps its time.
+func bodyHere(w http.ResponseWriter, r *http.Request) {
+	if r.Body == http.NoBody {
+		return
+	}
 	_ = http.NewResponseController(w).SetReadDeadline(time.Time{}) // a connection that is gone
 }
 

@@ -141,7 +141,8 @@ func New(c Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{config: c, doors: newDoors(c.Callers, c.Audit)}
+	s := &Server{config: c, doors: newDoors(c)}
+	c.TLS = s.doors.guardTLS(c.TLS)
 	s.core = &core{ledger: c.Ledger, keys: c.Keys, validator: validator, stopping: make(chan struct{}), streamAge: c.Connections.streams()}
 	s.core.dispatch = dispatch.New(dispatch.Config{
 		Ledger: c.Ledger, Companies: companiesOf(c.Bots),
@@ -155,7 +156,7 @@ func New(c Config) (*Server, error) {
 	s.metrics = newCallMetrics(c.Telemetry.Meter())
 	s.metrics.enlist(c.Callers)
 	guards := map[transport]*guard{}
-	for _, over := range []transport{overGRPC, overREST} {
+	for _, over := range []transport{overGRPC, overREST, overAdmin} {
 		guards[over] = &guard{log: c.Logger, doors: s.doors, validator: validator, transport: over, metrics: s.metrics, tracer: c.Telemetry.Tracer(), audit: c.Audit}
 	}
 	s.grpc = newGRPC(c, guards[overGRPC])
@@ -169,13 +170,13 @@ func New(c Config) (*Server, error) {
 	}
 	healthv1.RegisterHealthServer(s.grpc, s.readiness.health)
 	reflection.Register(s.grpc)
-	gateway, err := newGateway(context.Background(), inProcess, pages{"GET /healthz": s.healthz, "GET /configz": s.configz})
+	gateway, err := newGateway(context.Background(), inProcess, s.doors, pages{"GET /healthz": s.healthz, "GET /configz": s.configz})
 	if err != nil {
 		return nil, err
 	}
 	s.http = &http.Server{
-		Handler: patient(renewing(c.Connections.Age, s.metrics.measure(gateway))), TLSConfig: c.TLS,
-		ConnContext:       func(ctx context.Context, _ net.Conn) context.Context { return withSince(ctx) },
+		Handler: guards[overREST].requests(patient(renewing(c.Connections.Age, gateway))), TLSConfig: c.TLS,
+		ConnContext:       func(ctx context.Context, _ net.Conn) context.Context { return withConnection(ctx) },
 		ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeaderFrame,
 		ErrorLog: slog.NewLogLogger(c.Logger.Handler(), slog.LevelDebug),
 	}
@@ -186,8 +187,8 @@ func New(c Config) (*Server, error) {
 		return nil, errors.Join(fmt.Errorf("listen for REST: %w", err), s.grpcL.Close())
 	}
 	if c.AdminAddress != "" {
-		s.admin = newAdmin(c.Telemetry.Handler(), s.readiness, c.Logger)
-		if s.adminL, err = net.Listen("tcp", c.AdminAddress); err != nil {
+		s.admin = newAdmin(c.Telemetry.Handler(), s.readiness, guards[overAdmin])
+		if s.adminL, err = listen(c, c.AdminAddress); err != nil {
 			return nil, errors.Join(fmt.Errorf("listen for admin: %w", err), s.grpcL.Close(), s.httpL.Close())
 		}
 	}
@@ -197,11 +198,11 @@ func New(c Config) (*Server, error) {
 // newGRPC is the gRPC server without its services.
 func newGRPC(c Config, g *guard) *grpc.Server {
 	options := []grpc.ServerOption{
-		grpc.UnaryInterceptor(g.Unary), grpc.StreamInterceptor(g.Stream),
+		grpc.UnaryInterceptor(g.Unary), grpc.StreamInterceptor(g.Stream), grpc.UnknownServiceHandler(unknownMethod),
 		grpc.ForceServerCodecV2(newCodec()), grpc.MaxRecvMsgSize(maxFrameBytes),
 		grpc.MaxConcurrentStreams(maxConcurrentStreams), grpc.MaxHeaderListSize(maxHeaderBytes),
 		grpc.StaticStreamWindowSize(streamWindow), grpc.StaticConnWindowSize(connectionWindow),
-		grpc.ConnectionTimeout(connectionTimeout), grpc.StatsHandler(connectionTimes{}),
+		grpc.ConnectionTimeout(connectionTimeout), grpc.StatsHandler(connections{}),
 		grpc.InTapHandle(firstMessages{}.tap), grpc.StatsHandler(firstMessages{}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveMin, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{
@@ -213,6 +214,11 @@ func newGRPC(c Config, g *guard) *grpc.Server {
 		options = append(options, grpc.Creds(credentials.NewTLS(c.TLS)))
 	}
 	return grpc.NewServer(options...)
+}
+
+// unknownMethod answers calls of methods that there are not, behind the guard.
+func unknownMethod(any, grpc.ServerStream) error {
+	return newFault(facadev1.ErrorReason_NOT_BUILT_YET, "this server has no such method; it may be older than its client")
 }
 
 func listen(c Config, address string) (net.Listener, error) {

@@ -68,8 +68,8 @@ var table = []meaning{
 	{facadev1.ErrorReason_UPSTREAM_UNREACHABLE, "connection refused, DNS, TLS: nothing was written", codes.Unavailable, 0, domainFacade, true, "back to pending with backoff, counted; failed after the last attempt"},
 	{facadev1.ErrorReason_OUTCOME_UNKNOWN, "timeout, reset, unreadable answer or 5xx after the request may have left; or the call ended before the send that it joined, or before the ledger's database could say what it stored", codes.Unknown, 0, domainFacade, false, "unknown; of a call that ended early: what GetSend or GetBatch says, it may still be sent"},
 	{facadev1.ErrorReason_WOULD_MISS_DEADLINE, "the send could not start before the call's deadline or its expire_time", codes.ResourceExhausted, 0, domainFacade, true, "never stored"},
-	{facadev1.ErrorReason_CALLER_QUOTA, "the caller's own quota is used up", codes.ResourceExhausted, 0, domainFacade, true, "never stored"},
-	{facadev1.ErrorReason_QUEUE_FULL, "too many sends wait", codes.ResourceExhausted, 0, domainFacade, true, "never stored"},
+	{facadev1.ErrorReason_CALLER_QUOTA, "the caller's own quota is used up: of calls, sends or open streams", codes.ResourceExhausted, 0, domainFacade, true, "never stored"},
+	{facadev1.ErrorReason_QUEUE_FULL, "too many sends wait, or too many streams are open", codes.ResourceExhausted, 0, domainFacade, true, "never stored"},
 	{facadev1.ErrorReason_EXPIRED, "its time, or its caller's, passed while it waited", codes.DeadlineExceeded, 0, domainFacade, false, "expired"},
 	{facadev1.ErrorReason_CANCELLED, "a person or another call cancelled it before it left", codes.FailedPrecondition, 0, domainFacade, false, "cancelled"},
 	{facadev1.ErrorReason_REQUEST_ID_REUSED, "the request_id belongs to a send with other content", codes.InvalidArgument, 0, domainFacade, false, "unchanged"},
@@ -95,7 +95,7 @@ var table = []meaning{
 	{facadev1.ErrorReason_BATCH_ENDED, "the batch is completed or cancelled", codes.FailedPrecondition, 0, domainFacade, false, "unchanged"},
 	{facadev1.ErrorReason_NOTHING_TO_REPLAY, "no item of the batch matches, or all were replayed", codes.FailedPrecondition, 0, domainFacade, false, "unchanged"},
 	{facadev1.ErrorReason_RETRY_WITHOUT_REQUEST_ID, "an automatic retry of a send or a new batch that has no request_id could send twice", codes.FailedPrecondition, 0, domainFacade, false, "unchanged"},
-	{facadev1.ErrorReason_NOT_BUILT_YET, "this server does not have it yet", codes.Unimplemented, 0, domainFacade, false, "unchanged"},
+	{facadev1.ErrorReason_NOT_BUILT_YET, "this server does not have it yet; gRPC: nor any other method that it does not know", codes.Unimplemented, 0, domainFacade, false, "unchanged"},
 	{facadev1.ErrorReason_INTERNAL, "the facade's own fault; the cause is only in its log", codes.Internal, 0, domainFacade, false, "unknown if it may have left, else failed"},
 }
 

@@ -66,7 +66,7 @@ func registerStreams(mux *runtime.ServeMux, conn grpc.ClientConnInterface) error
 				writeError(w, gatewayStatus(r, err))
 				return
 			}
-			bodyHere(w)
+			bodyHere(w, r)
 			// Without it the server closes the request's body with the first byte of the answer.
 			_ = http.NewResponseController(w).EnableFullDuplex() // HTTP/2 has it always, and says that it cannot set it
 			receive, err := route.open(ctx, r, path)
@@ -118,6 +118,11 @@ func receiving[T any, M interface {
 func upload(r *http.Request, stream grpc.BidiStreamingClient[facadev1.StreamBatchRequest, facadev1.StreamBatchResponse]) receiver {
 	failed := make(chan error, 1)
 	go func() {
+		defer func() {
+			if panicked := recover(); panicked != nil {
+				failed <- crashOf(panicked) // which goes on in the handler's goroutine
+			}
+		}()
 		if err := sendLines(r, stream); err != nil {
 			failed <- err
 			return
@@ -149,6 +154,9 @@ func upload(r *http.Request, stream grpc.BidiStreamingClient[facadev1.StreamBatc
 			case e := <-events:
 				return e.message, e.err
 			case err := <-failed:
+				if c, ok := errors.AsType[crash](err); ok {
+					panic(c)
+				}
 				if err != nil {
 					return nil, err
 				}
@@ -160,6 +168,9 @@ func upload(r *http.Request, stream grpc.BidiStreamingClient[facadev1.StreamBatc
 
 // sendLines sends one message a line. io.EOF from the stream means that it has ended: its error comes with the events.
 func sendLines(r *http.Request, stream grpc.BidiStreamingClient[facadev1.StreamBatchRequest, facadev1.StreamBatchResponse]) error {
+	if r.Body == http.NoBody {
+		return nil
+	}
 	if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != "application/x-ndjson" && kind != "application/json" {
 		return newFault(facadev1.ErrorReason_INVALID_JSON, "Content-Type: must be application/x-ndjson")
 	}

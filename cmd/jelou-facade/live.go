@@ -236,11 +236,15 @@ func (v *live) reload(ctx context.Context) error {
 	return nil
 }
 
-// reloadKeys reads the files of TLS again.
+// reloadKeys reads the files of TLS again. Streams of clients whose authority is gone end.
 func (v *live) reloadKeys(context.Context) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	return v.keys.read(v.config.Listen.Tls)
+	err := v.keys.read(v.config.Listen.Tls)
+	if err == nil {
+		v.server.Update(settingsOf(v.config, v.companies, v.callers))
+	}
+	return err
 }
 
 // reloadCallers reads the issuers' public keys again.

@@ -25,9 +25,14 @@ import (
 	"testing"
 	"time"
 
+	"github.com/MicahParks/jwkset"
+	"github.com/golang-jwt/jwt/v5"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 
 	facadev1 "github.com/jelou-facade/jelou-facade/gen/jelou/facade/v1"
 	"github.com/jelou-facade/jelou-facade/internal/canary"
@@ -550,4 +555,90 @@ func TestReloadCallers(t *testing.T) {
 	if hash := fmt.Sprintf("%x", caller.HashKey(boss)); strings.Contains(string(text), hash) || !strings.Contains(string(text), hash[:4]+"…") {
 		t.Errorf("the key's hash is not masked: %s", text)
 	}
+}
+
+// TestReloadAuthorities: a client whose authority is taken out of its file is nobody any more, over the connection that it has.
+func TestReloadAuthorities(t *testing.T) {
+	var roots *x509.CertPool
+	w := newLiveWorld(t, func(w *liveWorld) string {
+		roots = newCertificate(w.T, w.folder, "tls.crt", "tls.key")
+		newCertificate(w.T, w.folder, "clients.crt", "clients.key") // its common name is `facade`
+		return strings.Replace(w.plain(fast, "callers: [{name: orders, companies: ['*'], certificates: ['cn:facade']}]"),
+			`"127.0.0.1:0"}`, `"127.0.0.1:0", tls: {cert_file: tls.crt, key_file: tls.key, client_ca_file: clients.crt}}`, 1)
+	})
+	own, err := tls.LoadX509KeyPair(filepath.Join(w.folder, "clients.crt"), filepath.Join(w.folder, "clients.key"))
+	w.must(err)
+	conn, err := grpc.NewClient(w.live.server.GRPCAddr().String(), grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{RootCAs: roots, Certificates: []tls.Certificate{own}})))
+	w.must(err)
+	defer conn.Close()
+	w.must(w.sendNow(conn, "with its authority"))
+	stream, err := facadev1.NewCapacityServiceClient(conn).WatchCapacity(t.Context(), &facadev1.WatchCapacityRequest{BotId: "demo"})
+	w.must(err)
+	_, err = stream.Recv()
+	w.must(err)
+	newCertificate(t, w.folder, "clients.crt", "clients.key")
+	if s := w.status("TLS keys"); s.Refused != nil {
+		t.Fatal(s.Refused.Error)
+	}
+	if err := w.sendNow(conn, "without"); status.Code(err) != codes.Unauthenticated {
+		t.Errorf("a call: %v", err)
+	}
+	for err == nil {
+		_, err = stream.Recv()
+	}
+	if status.Code(err) != codes.Unauthenticated {
+		t.Errorf("a stream: %v", err)
+	}
+}
+
+// TestReloadPublicKeys: an issuer's keys that are replaced on disk are followed, and a file that is none changes nothing.
+func TestReloadPublicKeys(t *testing.T) {
+	sign := func(id string) (jwks, token string) {
+		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		public, err := jwkset.NewJWKFromKey(key.Public(), jwkset.JWKOptions{Metadata: jwkset.JWKMetadataOptions{KID: id}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		set, err := json.Marshal(map[string]any{"keys": []any{public.Marshal()}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		unsigned := jwt.NewWithClaims(jwt.SigningMethodES256, jwt.MapClaims{"iss": "i", "aud": "facade", "sub": "svc-orders", "exp": time.Now().Add(time.Hour).Unix()})
+		unsigned.Header["kid"] = id
+		if token, err = unsigned.SignedString(key); err != nil {
+			t.Fatal(err)
+		}
+		return string(set), token
+	}
+	first, old := sign("one")
+	second, fresh := sign("two")
+	w := newLiveWorld(t, func(w *liveWorld) string {
+		write(w.T, w.folder, "keys.json", first)
+		return w.plain(fast, `callers: [{name: orders, companies: ['*'], tokens: [{subject: svc-orders}]}]
+authentication: {issuers: [{issuer: i, audiences: [facade], jwks_file: keys.json}]}`)
+	})
+	conn := w.dial()
+	check := func(when string, good, bad string) {
+		t.Helper()
+		for token, want := range map[string]codes.Code{good: codes.OK, bad: codes.Unauthenticated} {
+			_, err := facadev1.NewCapacityServiceClient(conn).GetCapacity(metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer "+token), &facadev1.GetCapacityRequest{BotId: "demo"})
+			if status.Code(err) != want {
+				t.Errorf("%s: %v, want %s", when, err, want)
+			}
+		}
+	}
+	check("at first", old, fresh)
+	write(t, w.folder, "keys.json", "{")
+	if s := w.status("public keys of issuers"); s.Refused == nil {
+		t.Error("a broken file is taken")
+	}
+	check("after a broken file", old, fresh)
+	write(t, w.folder, "keys.json", second)
+	if s := w.status("public keys of issuers"); s.Refused != nil {
+		t.Error(s.Refused.Error)
+	}
+	check("replaced", fresh, old)
 }

@@ -204,7 +204,7 @@ func (s *Set) Weights() map[string]int {
 type Credentials struct {
 	// The API keys and JWTs of its headers, as they were: `authorization` and `x-api-key`.
 	Authorization, APIKey []string
-	// The client certificate, verified by TLS against the CA that the server trusts; nil for none.
+	// The client certificate, verified against the authorities that the server trusts now; nil for none.
 	Certificate *x509.Certificate
 }
 
@@ -217,7 +217,7 @@ const (
 	Malformed Reason = "malformed" // not of the form of one, or two different ones
 	Unknown   Reason = "unknown"   // nobody's: wrong, or revoked
 	Expired   Reason = "expired"
-	Invalid   Reason = "invalid" // a JWT whose signature, issuer, audience or times are not good
+	Invalid   Reason = "invalid" // a JWT whose signature, issuer, audience or times are not good, or a certificate of no authority that is trusted
 	Limited   Reason = "limited" // too many failed attempts from this address
 )
 

@@ -1,0 +1,138 @@
+package service_test
+
+import (
+	"encoding/json"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/emptypb"
+
+	configv1 "github.com/jelou-facade/jelou-facade/gen/jelou/facade/config/v1"
+	"github.com/jelou-facade/jelou-facade/service/caller"
+)
+
+// lines are what the log has of calls that reached no method.
+func (f *facade) lines() (lines []map[string]any) {
+	f.Helper()
+	for text := range strings.Lines(f.logs.String()) {
+		line := map[string]any{}
+		f.must(json.Unmarshal([]byte(text), &line))
+		if line["msg"] == "call" && line["rpc"] == "_OTHER" {
+			lines = append(lines, line)
+		}
+	}
+	return lines
+}
+
+// A page that panics with what is private is answered with INTERNAL over a real connection; newFacade looks for its value.
+func TestPanicOfAPage(t *testing.T) {
+	f := newFacade(t, func(s *setup) {
+		s.configuration = func() ([]byte, error) { panic("to " + openUser) }
+	})
+	code, body := f.get(f.rest + "/configz")
+	st := restStatus(f, []byte(body))
+	if code != http.StatusInternalServerError || st.Code() != codes.Internal || reasonOf(st.Err()) != "INTERNAL" {
+		t.Errorf("%d %s", code, body)
+	}
+	if metrics := f.scrape(); !strings.Contains(metrics, `jelou_call_errors_total{caller="anonymous",reason="INTERNAL"} 1`) {
+		t.Error("it is not counted")
+	}
+	if lines := f.lines(); len(lines) != 1 || lines[0]["level"] != "ERROR" || !strings.Contains(lines[0]["cause"].(string), "request_test.go") {
+		t.Errorf("%v", lines)
+	}
+}
+
+// What reaches no method is authenticated over gRPC, has an error of the table, one line in the log and one count, and its name is in
+// neither.
+func TestWhatReachesNoMethod(t *testing.T) {
+	orders := &configv1.Caller{Name: "orders", Companies: []string{"*"}}
+	key := keyed(orders, time.Time{})
+	f := newFacade(t, func(s *setup) { s.callers = []*configv1.Caller{orders} })
+	overGRPC := func(method, key string) error {
+		return f.conn.Invoke(metadata.AppendToOutgoingContext(t.Context(), "x-api-key", key), method, &emptypb.Empty{}, &emptypb.Empty{})
+	}
+	overREST := func(verb, path, key, body string) error {
+		r, err := http.NewRequestWithContext(t.Context(), verb, f.rest+path, strings.NewReader(body))
+		f.must(err)
+		r.Header.Set("X-Api-Key", key)
+		r.Header.Set("Content-Type", "application/json")
+		answer, err := http.DefaultClient.Do(r)
+		f.must(err)
+		defer answer.Body.Close()
+		data, err := io.ReadAll(answer.Body)
+		f.must(err)
+		return restStatus(f, data).Err()
+	}
+	for i, test := range []struct {
+		err    error
+		code   codes.Code
+		reason string
+		caller string
+		over   string
+	}{
+		{overGRPC("/jelou.facade.v1.MessageService/Canary", key), codes.Unimplemented, "NOT_BUILT_YET", "orders", "grpc"},
+		{overGRPC("/canary.Service/Canary", key), codes.Unimplemented, "NOT_BUILT_YET", "orders", "grpc"},
+		{overGRPC("/grpc.health.v1.Health/Canary", ""), codes.Unauthenticated, unauthenticated, "none", "grpc"},
+		{overGRPC("/canary.Service/Canary", caller.NewKey()), codes.Unauthenticated, unauthenticated, "none", "grpc"},
+		{overREST(http.MethodGet, "/v1/canary", key, ""), codes.NotFound, "ROUTE_NOT_FOUND", "none", "rest"}, // nobody looks at the key
+		{overREST(http.MethodPost, "/v1/bots/demo/messages", key, `{"user_id": `), codes.InvalidArgument, "INVALID_JSON", "orders", "rest"},
+		{overREST(http.MethodPost, "/v1/bots/demo/messages?canary=1", key, "{}"), codes.InvalidArgument, "INVALID_FIELD", "orders", "rest"},
+	} {
+		if status.Code(test.err) != test.code || reasonOf(test.err) != test.reason {
+			t.Errorf("%d: %v, want %s %s", i, test.err, test.code, test.reason)
+		}
+		f.eventually(func() bool { return len(f.lines()) > i }) // the line comes after the answer
+		if line := f.lines()[i]; line["reason"] != test.reason || line["caller"] != test.caller || line["transport"] != test.over || line["request_id"] == "" {
+			t.Errorf("%d: %v", i, line)
+		}
+	}
+	metrics := f.scrape()
+	for _, want := range []string{
+		`rpc_server_call_duration_seconds_count{rpc_method="_OTHER",rpc_response_status_code="UNIMPLEMENTED",rpc_system_name="grpc",transport="grpc"} 2`,
+		`rpc_server_call_duration_seconds_count{rpc_method="_OTHER",rpc_response_status_code="UNAUTHENTICATED",rpc_system_name="grpc",transport="grpc"} 2`,
+		`rpc_server_call_duration_seconds_count{rpc_method="_OTHER",rpc_response_status_code="NOT_FOUND",rpc_system_name="grpc",transport="rest"} 1`,
+		`rpc_server_call_duration_seconds_count{rpc_method="_OTHER",rpc_response_status_code="INVALID_ARGUMENT",rpc_system_name="grpc",transport="rest"} 2`,
+		`jelou_call_errors_total{caller="orders",reason="NOT_BUILT_YET"} 2`, `jelou_credentials_refused_total{reason="unknown"} 1`,
+	} {
+		if !strings.Contains(metrics, "\n"+want+"\n") {
+			t.Errorf("no %s", want)
+		}
+	}
+	if n := len(f.lines()); n != 7 {
+		t.Errorf("%d lines", n)
+	}
+	if strings.Contains(strings.ToLower(f.logs.String()+metrics), "canary") {
+		t.Error("a name that a client chose is in the log or in a metric")
+	}
+}
+
+// Who is not let in is refused by the method's guard before its body is read, whatever else is wrong with the request.
+func TestRefusedBeforeTheBody(t *testing.T) {
+	orders := &configv1.Caller{Name: "orders", Companies: []string{"*"}}
+	keyed(orders, time.Time{})
+	f := newFacade(t, func(s *setup) { s.callers = []*configv1.Caller{orders} })
+	for _, path := range []string{"/v1/bots/demo/messages?canary=1", "/v1/batches:stream"} {
+		body, never := io.Pipe() // of which nothing comes
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, f.rest+path, body)
+		f.must(err)
+		r.Header.Set("Grpc-Timeout", "canary")
+		answer, err := http.DefaultClient.Do(r)
+		f.must(err)
+		data, err := io.ReadAll(answer.Body)
+		f.must(err)
+		f.must(answer.Body.Close())
+		f.must(never.Close())
+		if answer.StatusCode != http.StatusUnauthorized || reasonOf(restStatus(f, data).Err()) != unauthenticated {
+			t.Errorf("%s: %s %s", path, answer.Status, data)
+		}
+	}
+	if counts := f.server.RefusedCredentials(); counts[caller.Missing] != 2 || len(f.lines()) != 0 {
+		t.Errorf("%v, %v", counts, f.lines())
+	}
+}
