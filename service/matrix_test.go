@@ -18,6 +18,7 @@ import (
 	"math/big"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -122,13 +123,13 @@ func (a *authority) server() *tls.Config {
 // issuer signs JWTs.
 type issuer struct {
 	*testing.T
+	name string
 	key  *ecdsa.PrivateKey
 	path string // of its public keys
+	url  string // the same
 }
 
-const issuerName = "https://issuer.example.ec"
-
-func newIssuer(t *testing.T) *issuer {
+func newIssuer(t *testing.T, name string) *issuer {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -146,7 +147,9 @@ func newIssuer(t *testing.T) *issuer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	i := &issuer{T: t, key: key, path: filepath.Join(t.TempDir(), "jwks.json")}
+	site := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(data) }))
+	t.Cleanup(site.Close)
+	i := &issuer{T: t, name: name, key: key, path: filepath.Join(t.TempDir(), "jwks.json"), url: site.URL}
 	if err := os.WriteFile(i.path, data, 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -155,7 +158,7 @@ func newIssuer(t *testing.T) *issuer {
 
 func (i *issuer) token(subject string, expires time.Time) string {
 	i.Helper()
-	token := jwt.NewWithClaims(jwt.SigningMethodES256, jwt.MapClaims{"iss": issuerName, "aud": "facade", "sub": subject, "exp": expires.Unix()})
+	token := jwt.NewWithClaims(jwt.SigningMethodES256, jwt.MapClaims{"iss": i.name, "aud": "facade", "sub": subject, "exp": expires.Unix()})
 	token.Header["kid"] = "one"
 	text, err := token.SignedString(i.key)
 	if err != nil {
@@ -199,8 +202,12 @@ type matrixWorld struct {
 
 func newMatrixWorld(t *testing.T) *matrixWorld {
 	w := &matrixWorld{authority: newAuthority(t), conns: map[*tls.Certificate]*grpc.ClientConn{}, clients: map[*tls.Certificate]*http.Client{}}
-	tokens := newIssuer(t)
-	forged := newIssuer(t)
+	tokens, elsewhere := newIssuer(t, "https://issuer.example.ec"), newIssuer(t, "https://elsewhere.example.ec")
+	forged, forgedElsewhere := newIssuer(t, tokens.name), newIssuer(t, elsewhere.name)
+	authentication := &configv1.Authentication{Issuers: []*configv1.TokenIssuer{
+		{Issuer: tokens.name, Audiences: []string{"facade"}, JwksFile: tokens.path},
+		{Issuer: elsewhere.name, Audiences: []string{"facade"}, JwksUrl: elsewhere.url},
+	}}
 	later, past := time.Now().Add(time.Hour), time.Now().Add(-time.Hour)
 	callers := map[string]*configv1.Caller{
 		good:    {Name: "orders", Companies: []string{"sandbox"}, Bots: []string{"demo"}, Lanes: []facadev1.SendOptions_Lane{2, 3}, MayResolve: true},
@@ -226,16 +233,17 @@ func newMatrixWorld(t *testing.T) *matrixWorld {
 	}
 	byKey, byHeader := map[string]credential{missing: {}, wrong: bearer(caller.NewKey())}, map[string]credential{missing: {}, wrong: apiKey(caller.NewKey())}
 	byToken := map[string]credential{missing: {}, wrong: bearer(forged.token("svc-orders", later)), expired: bearer(tokens.token("svc-orders", past))}
+	byFetched := map[string]credential{missing: {}, wrong: bearer(forgedElsewhere.token("svc-orders", later)), expired: bearer(elsewhere.token("svc-orders", past))}
 	byCertificate := map[string]credential{missing: {}, wrong: withCertificate("spiffe://example.ec/nobody", later), expired: withCertificate("spiffe://example.ec/orders", past)}
 	for state, c := range callers {
 		byKey[state], byHeader[state] = bearer(keyed(c, time.Time{})), apiKey(keyed(c, time.Time{}))
-		c.Tokens = []*configv1.Caller_Token{{Subject: "svc-" + c.Name}}
-		byToken[state] = bearer(tokens.token("svc-"+c.Name, later))
+		c.Tokens = []*configv1.Caller_Token{{Issuer: tokens.name, Subject: "svc-" + c.Name}, {Issuer: elsewhere.name, Subject: "svc-" + c.Name}}
+		byToken[state], byFetched[state] = bearer(tokens.token("svc-"+c.Name, later)), bearer(elsewhere.token("svc-"+c.Name, later))
 		c.Certificates = []string{"uri:spiffe://example.ec/" + c.Name}
 		byCertificate[state] = withCertificate("spiffe://example.ec/"+c.Name, later)
 	}
 	byKey[expired], byHeader[expired] = bearer(keyed(callers[good], past)), apiKey(keyed(callers[good], past))
-	w.kinds = []kind{{"key as bearer", byKey}, {"x-api-key", byHeader}, {"JWT", byToken}, {"certificate", byCertificate}}
+	w.kinds = []kind{{"key as bearer", byKey}, {"x-api-key", byHeader}, {"JWT", byToken}, {"JWT, keys by URL", byFetched}, {"certificate", byCertificate}}
 	for _, k := range w.kinds {
 		for _, c := range k.credentials {
 			if c.value != "" {
@@ -248,15 +256,13 @@ func newMatrixWorld(t *testing.T) *matrixWorld {
 	w.facade = newFacade(t, func(s *setup) {
 		s.tls, s.rival = w.authority.server(), true
 		s.callers = append(slices.Collect(maps.Values(callers)), other)
-		s.authentication = &configv1.Authentication{Issuers: []*configv1.TokenIssuer{{Issuer: issuerName, Audiences: []string{"facade"}, JwksFile: tokens.path}}}
+		s.authentication, s.configuration = authentication, func() ([]byte, error) { return []byte(`{"of": "canary-configuration"}`), nil }
 	})
 	w.facade.secrets = w.secrets
 	w.kinds = append(w.kinds, kind{"other", map[string]credential{good: apiKey(otherKey)}}) // the last one is nobody under test
 	// The revoked ones were callers, and are no more.
 	delete(callers, revoked)
-	set, err := w.source.Load(append(slices.Collect(maps.Values(callers)), other), &configv1.Authentication{
-		Issuers: []*configv1.TokenIssuer{{Issuer: issuerName, Audiences: []string{"facade"}, JwksFile: tokens.path}},
-	})
+	set, err := w.source.Load(append(slices.Collect(maps.Values(callers)), other), authentication)
 	w.must(err)
 	w.settings.Callers = set
 	w.server.Update(w.settings)
@@ -285,6 +291,15 @@ func (w *matrixWorld) connection(c credential) (*grpc.ClientConn, *http.Client) 
 
 // errHandshake is a call that TLS refused before anybody could answer it.
 var errHandshake = status.Error(codes.Unavailable, "handshake")
+
+// httpError is an error over REST, with its HTTP status.
+type httpError struct {
+	error
+	code int
+}
+
+// GRPCStatus is the error's.
+func (e httpError) GRPCStatus() *status.Status { return status.Convert(e.error) }
 
 // call makes one call, of any kind, over a transport, and gives its first answer or its error.
 func (w *matrixWorld) call(over string, c credential, method protoreflect.MethodDescriptor, request proto.Message) (proto.Message, error) {
@@ -359,7 +374,7 @@ func (w *matrixWorld) callREST(ctx context.Context, client *http.Client, c crede
 	data, err := io.ReadAll(got.Body)
 	w.must(err)
 	if got.StatusCode != http.StatusOK {
-		return restStatus(w.facade, data).Err()
+		return httpError{restStatus(w.facade, data).Err(), got.StatusCode}
 	}
 	return protojson.Unmarshal(data, answer)
 }
@@ -556,7 +571,8 @@ func TestMatrix(t *testing.T) {
 		}
 	}
 	w.holdSameAnswers(kinds, methods, others, absent)
-	w.holdOpenMethods(kinds[0])
+	cells += w.holdPages(kinds, table)
+	w.holdReflection(kinds[0])
 	w.holdSecrets(others)
 	t.Logf("%d cells; each the same for %d kinds of credential over gRPC and REST, but that TLS itself refuses an expired certificate:\n%s", cells, len(kinds), printTable(table))
 }
@@ -581,8 +597,12 @@ func (w *matrixWorld) hold(cell string, s scenario, k kind, want string, answer 
 	if got := reasonOf(err); got != want || want == "" && err != nil {
 		w.Errorf("%s: got %s (%v), want %s", cell, got, err, cmpOr(want, "OK"))
 	}
-	if code := map[string]codes.Code{unauthenticated: codes.Unauthenticated, forbidden: codes.PermissionDenied, notFound: codes.NotFound}[want]; code != 0 && status.Code(err) != code {
-		w.Errorf("%s: code %s, want %s", cell, status.Code(err), code)
+	exact, known := matrixCodes[want]
+	if !known || status.Code(err) != exact.grpc {
+		w.Errorf("%s: code %s, want %s", cell, status.Code(err), exact.grpc)
+	}
+	if over, ok := errors.AsType[httpError](err); ok && over.code != exact.http {
+		w.Errorf("%s: HTTP %d, want %d", cell, over.code, exact.http)
 	}
 	if s.credential != admin {
 		fmt.Fprintln(&w.answers, protojson.Format(status.Convert(err).Proto()))
@@ -590,6 +610,18 @@ func (w *matrixWorld) hold(cell string, s scenario, k kind, want string, answer 
 			fmt.Fprintln(&w.answers, protojson.Format(answer))
 		}
 	}
+}
+
+// matrixCodes are the exact codes of the reasons that are expected; empty is success. They are not taken from the table: clients know
+// them by heart.
+var matrixCodes = map[string]struct {
+	grpc codes.Code
+	http int
+}{
+	"":              {codes.OK, http.StatusOK},
+	unauthenticated: {codes.Unauthenticated, http.StatusUnauthorized}, forbidden: {codes.PermissionDenied, http.StatusForbidden}, notFound: {codes.NotFound, http.StatusNotFound},
+	"ALREADY_SENDING": {codes.FailedPrecondition, http.StatusBadRequest}, "NOT_UNKNOWN": {codes.FailedPrecondition, http.StatusBadRequest},
+	"BATCH_ENDED": {codes.FailedPrecondition, http.StatusBadRequest}, "NOTHING_TO_REPLAY": {codes.FailedPrecondition, http.StatusBadRequest},
 }
 
 // holdSameAnswers: what is another caller's answers to the letter like what does not exist.
@@ -618,19 +650,76 @@ func (w *matrixWorld) holdSameAnswers(kinds []kind, methods map[string]protorefl
 	}
 }
 
-// holdOpenMethods: health needs no credential, reflection does.
-func (w *matrixWorld) holdOpenMethods(k kind) {
+// matrixPages are what is beside the API, with what comes of each state of a credential; empty is success. Health needs none.
+var matrixPages = map[string]map[string]string{
+	"health":   {good: "", missing: "", wrong: "", expired: "", revoked: "", clerk: "", admin: ""},
+	"/configz": {good: forbidden, missing: unauthenticated, wrong: unauthenticated, expired: unauthenticated, revoked: unauthenticated, clerk: forbidden, admin: ""},
+}
+
+// holdPages asks for the pages as everybody, for health over gRPC and REST. It gives how many cells there were.
+func (w *matrixWorld) holdPages(kinds []kind, table map[string]map[string]string) (cells int) {
 	w.Helper()
-	conn, client := w.connection(credential{})
-	if _, err := healthv1.NewHealthClient(conn).Check(w.Context(), &healthv1.HealthCheckRequest{}); err != nil {
-		w.Errorf("health: %v", err)
+	health := func(c credential) error {
+		conn, _ := w.connection(c)
+		ctx := w.Context()
+		if c.header != "" {
+			ctx = metadata.AppendToOutgoingContext(ctx, c.header, c.value)
+		}
+		_, err := healthv1.NewHealthClient(conn).Check(ctx, &healthv1.HealthCheckRequest{})
+		if status.Code(err) == codes.Unavailable && reasonOf(err) == "" {
+			err = errHandshake
+		}
+		return err
 	}
-	answer, err := client.Get(w.rest + "/healthz")
-	w.must(err)
-	w.must(answer.Body.Close())
-	if answer.StatusCode != http.StatusOK {
-		w.Errorf("healthz: %s", answer.Status)
+	page := func(path string) func(credential) error {
+		return func(c credential) error {
+			_, client := w.connection(c)
+			r, err := http.NewRequestWithContext(w.Context(), http.MethodGet, w.rest+path, nil)
+			w.must(err)
+			if c.header != "" {
+				r.Header.Set(c.header, c.value)
+			}
+			got, err := client.Do(r)
+			if err != nil {
+				return errHandshake
+			}
+			defer got.Body.Close()
+			data, err := io.ReadAll(got.Body)
+			w.must(err)
+			if got.StatusCode == http.StatusOK {
+				return nil
+			}
+			if strings.Contains(string(data), "canary") {
+				w.Errorf("%s: %s", path, data)
+			}
+			return httpError{restStatus(w.facade, data).Err(), got.StatusCode}
+		}
 	}
+	for name, gets := range map[string]map[string]func(credential) error{
+		"health": {"gRPC": health, "REST": page("/healthz")}, "/configz": {"REST": page("/configz")},
+	} {
+		table[name] = map[string]string{}
+		for _, s := range scenarios {
+			table[name][s.name] = "-"
+		}
+		for state, want := range matrixPages[name] {
+			table[name][state] = cmpOr(want, "OK")
+			for _, k := range kinds {
+				for over, get := range gets {
+					cells++
+					w.hold(fmt.Sprintf("%s, %s, %s, %s", name, state, k.name, over), scenario{credential: state}, k, want, nil, get(k.credentials[state]))
+				}
+			}
+			w.server.Update(w.settings)
+		}
+	}
+	return cells
+}
+
+// holdReflection: it needs a credential.
+func (w *matrixWorld) holdReflection(k kind) {
+	w.Helper()
+	conn, _ := w.connection(credential{})
 	for state, want := range map[string]codes.Code{missing: codes.Unauthenticated, wrong: codes.Unauthenticated, good: codes.OK} {
 		ctx := w.Context()
 		if c := k.credentials[state]; c.header != "" {
