@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -134,5 +135,47 @@ func TestRefusedBeforeTheBody(t *testing.T) {
 	}
 	if counts := f.server.RefusedCredentials(); counts[caller.Missing] != 2 || len(f.lines()) != 0 {
 		t.Errorf("%v, %v", counts, f.lines())
+	}
+}
+
+// An upload that is answered before its end is not read on: net/http would panic, and cut the connection before the answer is out.
+func TestUploadAnsweredEarly(t *testing.T) {
+	f := newFacade(t, nil)
+	var uploads sync.WaitGroup
+	for range 40 {
+		uploads.Go(func() {
+			body, more := io.Pipe()
+			go func() {
+				_, _ = io.WriteString(more, `{"open":{"batch_id":"b06jvqpp3tewx781msr7w8"}}`+"\n") // there is none
+				for range 100 {
+					if _, err := io.WriteString(more, "\n"); err != nil {
+						return
+					}
+				}
+			}()
+			r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, f.rest+"/v1/batches:stream", body)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			r.Header.Set("Content-Type", "application/x-ndjson")
+			answer, err := http.DefaultClient.Do(r)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer answer.Body.Close()
+			if data, err := io.ReadAll(answer.Body); err != nil || !strings.Contains(string(data), "RESOURCE_NOT_FOUND") || !answer.Close {
+				t.Errorf("%s %s, %v, closed: %v", answer.Status, data, err, answer.Close)
+			}
+			_ = more.Close()
+		})
+	}
+	uploads.Wait()
+	f.eventually(func() bool {
+		return strings.Count(f.logs.String(), `"rpc":"jelou.facade.v1.BatchService/StreamBatch"`) == 40
+	})
+	if strings.Contains(f.logs.String(), "panic") {
+		t.Error("net/http panicked")
 	}
 }

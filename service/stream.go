@@ -11,6 +11,8 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"sync"
+	"time"
 
 	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
 	"github.com/grpc-ecosystem/grpc-gateway/v2/utilities"
@@ -29,18 +31,18 @@ func registerStreams(mux *runtime.ServeMux, conn grpc.ClientConnInterface) error
 	batches := facadev1.NewBatchServiceClient(conn)
 	routes := []struct {
 		method, path, rpc string
-		open              func(ctx context.Context, r *http.Request, path map[string]string) (receiver, error)
+		open              func(ctx context.Context, r *http.Request, path map[string]string, reading *sync.WaitGroup) (receiver, error)
 	}{
 		{http.MethodPost, "/v1/batches:stream", facadev1.BatchService_StreamBatch_FullMethodName,
-			func(ctx context.Context, r *http.Request, _ map[string]string) (receiver, error) {
+			func(ctx context.Context, r *http.Request, _ map[string]string, reading *sync.WaitGroup) (receiver, error) {
 				stream, err := batches.StreamBatch(ctx)
 				if err != nil {
 					return nil, err
 				}
-				return upload(r, stream), nil
+				return upload(r, stream, reading), nil
 			}},
 		{http.MethodGet, "/v1/batches/{batch_id}:watch", facadev1.BatchService_WatchBatch_FullMethodName,
-			func(ctx context.Context, r *http.Request, path map[string]string) (receiver, error) {
+			func(ctx context.Context, r *http.Request, path map[string]string, _ *sync.WaitGroup) (receiver, error) {
 				request := &facadev1.WatchBatchRequest{BatchId: path["batch_id"]}
 				if err := streamQuery(r, request); err != nil {
 					return nil, err
@@ -49,7 +51,7 @@ func registerStreams(mux *runtime.ServeMux, conn grpc.ClientConnInterface) error
 				return receiving[facadev1.WatchBatchResponse](ctx, conn, facadev1.BatchService_WatchBatch_FullMethodName, request)
 			}},
 		{http.MethodGet, "/v1/bots/{bot_id}/capacity:watch", facadev1.CapacityService_WatchCapacity_FullMethodName,
-			func(ctx context.Context, r *http.Request, path map[string]string) (receiver, error) {
+			func(ctx context.Context, r *http.Request, path map[string]string, _ *sync.WaitGroup) (receiver, error) {
 				request := &facadev1.WatchCapacityRequest{BotId: path["bot_id"]}
 				if err := streamQuery(r, request); err != nil {
 					return nil, err
@@ -67,9 +69,23 @@ func registerStreams(mux *runtime.ServeMux, conn grpc.ClientConnInterface) error
 				return
 			}
 			bodyHere(w, r)
+			var reading sync.WaitGroup
+			if r.Method == http.MethodPost {
+				if r.ProtoMajor == 1 {
+					// An upload may be answered before its end, and then its connection is closed. Clients have to know, or their next
+					// request meets that.
+					w.Header().Set("Connection", "close")
+				}
+				defer func() {
+					// Nobody may read a request's body when its handler is over: net/http panics.
+					cancel()
+					_ = http.NewResponseController(w).SetReadDeadline(time.Now()) // of a connection that may be gone
+					reading.Wait()
+				}()
+			}
 			// Without it the server closes the request's body with the first byte of the answer.
 			_ = http.NewResponseController(w).EnableFullDuplex() // HTTP/2 has it always, and says that it cannot set it
-			receive, err := route.open(ctx, r, path)
+			receive, err := route.open(ctx, r, path, &reading)
 			if err != nil {
 				writeError(w, gatewayStatus(r, err))
 				return
@@ -115,9 +131,9 @@ func receiving[T any, M interface {
 
 // upload feeds the request's lines to the stream while its events are received. A broken or malformed upload is an error
 // of the stream, never its end: only `seal` ends a batch.
-func upload(r *http.Request, stream grpc.BidiStreamingClient[facadev1.StreamBatchRequest, facadev1.StreamBatchResponse]) receiver {
+func upload(r *http.Request, stream grpc.BidiStreamingClient[facadev1.StreamBatchRequest, facadev1.StreamBatchResponse], reading *sync.WaitGroup) receiver {
 	failed := make(chan error, 1)
-	go func() {
+	reading.Go(func() {
 		defer func() {
 			if panicked := recover(); panicked != nil {
 				failed <- crashOf(panicked) // which goes on in the handler's goroutine
@@ -128,7 +144,7 @@ func upload(r *http.Request, stream grpc.BidiStreamingClient[facadev1.StreamBatc
 			return
 		}
 		failed <- stream.CloseSend()
-	}()
+	})
 	type event struct {
 		message *facadev1.StreamBatchResponse
 		err     error

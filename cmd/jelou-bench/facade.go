@@ -100,6 +100,11 @@ type cluster struct {
 // startFacades starts so many replicas for the tenants, with a ledger in PostgreSQL, or in a new SQLite file where
 // databaseURL is empty, and waits until all serve.
 func (b *bench) startFacades(replicas int, databaseURL string, all ...*tenant) (*cluster, error) {
+	return b.startFacadesWith(func(*configv1.Config) {}, replicas, databaseURL, all...)
+}
+
+// startFacadesWith does the same with a changed configuration.
+func (b *bench) startFacadesWith(change func(*configv1.Config), replicas int, databaseURL string, all ...*tenant) (*cluster, error) {
 	config := &configv1.Config{
 		Ledger: &configv1.Ledger{Url: databaseURL, EncryptionKeyFile: b.keyFile},
 		Admin:  &configv1.Admin{Address: "127.0.0.1:0"},
@@ -123,6 +128,7 @@ func (b *bench) startFacades(replicas int, databaseURL string, all ...*tenant) (
 			Evidence:  t.evidence,
 		})
 	}
+	change(config)
 	text, err := protojson.Marshal(config) // which is YAML, too
 	if err != nil {
 		return nil, err

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"maps"
 	"math/rand/v2"
 	"net"
@@ -16,8 +18,13 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/time/rate"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/encoding/protojson"
 
+	configv1 "github.com/jelou-facade/jelou-facade/gen/jelou/facade/config/v1"
 	facadev1 "github.com/jelou-facade/jelou-facade/gen/jelou/facade/v1"
 	"github.com/jelou-facade/jelou-facade/service/jelousim"
 )
@@ -29,13 +36,16 @@ var hostileBenchmark = benchmark{
 10,000 generated calls against one process on SQLite, 100 a second and at most 16 at a time: fuzzed protobuf and JSON, deep and huge bodies, bad UTF-8, random
 methods, routes and queries, floods of headers, streams out of order, calls that leave at once, HTTP/2 connections whose streams are
 reset as soon as they are opened, raw bytes on both ports; beside them connections that are opened and left half-open, and slow
-senders of headers, bodies and messages. Another client sends 20 texts a second, before and meanwhile.
+senders of headers, bodies and messages. Most calls come with the attacker's own API key or JWT, the others with none, with a wrong key, or
+with a JWT that is expired, forged, or of an unknown key. Another caller, with a key and connections of its own, sends 20 texts a
+second, over gRPC and REST in turn, before and meanwhile. The facade logs at DEBUG.
 
 Fields: calls, ok (answered with success), mapped (an error with a reason of the table, over REST in AIP-193's shape), left (the client
-did not wait for an answer), refused (by gRPC or net/http themselves, where there is no request to answer), unmapped (any other
-answer), internal (mapped, but as the facade's own fault), alive (it serves at the end, as the same process), rss_max_mib, resets, good_failed (of
-the other client's calls), quiet_p50_ms, quiet_p99_ms, hostile_p50_ms, hostile_p99_ms (of the other client's answers), p99_ratio.
---quick: 2,000 calls.`,
+did not wait for an answer), refused (by gRPC or net/http themselves, where there is no request to answer), cut (the connection ended
+without an answer), cut_unasked (those that are neither of resets nor of raw bytes), unmapped (any other answer, or a panic in the
+log), internal (mapped, but as the facade's own fault), alive (it serves at the end, as the same process), rss_max_mib, resets,
+good_failed (of the other caller's calls), quiet_p50_ms, quiet_p99_ms, hostile_p50_ms, hostile_p99_ms (of the other caller's answers),
+p99_ratio, and the same two percentiles and ratio with grpc_ and rest_ in front. --quick: 2,000 calls.`,
 	run: hostile,
 }
 
@@ -53,28 +63,42 @@ func hostile(b *bench) error {
 	if err != nil {
 		return err
 	}
-	t := b.found.table("What came of the calls", "kind", "ok", "mapped", "left", "refused", "unmapped")
+	t := b.found.table("What came of the calls", "kind", "ok", "mapped", "left", "refused", "cut", "unmapped")
 	for _, kind := range slices.Sorted(maps.Keys(h.counts)) {
 		n := h.counts[kind]
-		t.add(kind, n[answeredOK], n[answeredMapped], n[answeredLeft], n[answeredRefused], n[answeredUnmapped])
+		t.add(kind, n[answeredOK], n[answeredMapped], n[answeredLeft], n[answeredRefused], n[answeredCut], n[answeredUnmapped])
 	}
 	f := &b.found
 	f.set("calls", h.made)
-	for _, a := range []answered{answeredOK, answeredMapped, answeredLeft, answeredRefused, answeredUnmapped} {
+	for _, a := range []answered{answeredOK, answeredMapped, answeredLeft, answeredRefused, answeredCut, answeredUnmapped} {
 		f.set(string(a), h.sum(a))
 	}
+	unasked := h.sum(answeredCut)
+	for _, k := range hostilities {
+		if k.cuts {
+			unasked -= h.counts[k.name][answeredCut]
+		}
+	}
+	f.set("cut_unasked", unasked)
 	f.set("internal", h.internal)
 	f.set("alive", h.alive)
 	f.set("rss_max_mib", rounded(h.memory, 0))
 	f.set("resets", int(h.resets.Load()))
 	f.set("good_failed", h.goodFailed)
-	quiet, during := h.latency[false], h.latency[true]
+	for i, over := range overs {
+		quiet, during := h.latency[false][i], h.latency[true][i]
+		f.set(over+"_quiet_p99_ms", rounded(percentile(quiet, 99), 1))
+		f.set(over+"_hostile_p99_ms", rounded(percentile(during, 99), 1))
+		f.set(over+"_p99_ratio", rounded(percentile(during, 99)/percentile(quiet, 99), 2))
+	}
+	quiet, during := slices.Concat(h.latency[false][:]...), slices.Concat(h.latency[true][:]...)
 	f.set("quiet_p50_ms", rounded(percentile(quiet, 50), 1))
 	f.set("quiet_p99_ms", rounded(percentile(quiet, 99), 1))
 	f.set("hostile_p50_ms", rounded(percentile(during, 50), 1))
 	f.set("hostile_p99_ms", rounded(percentile(during, 99), 1))
 	f.set("p99_ratio", rounded(percentile(during, 99)/percentile(quiet, 99), 2))
 	f.mustBe("unmapped", 0)
+	f.mustBe("cut_unasked", 0)
 	f.mustBe("internal", 0)
 	f.mustBe("alive", 1)
 	f.mustBe("good_failed", 0)
@@ -91,6 +115,7 @@ const (
 	answeredMapped   answered = "mapped"
 	answeredLeft     answered = "left"
 	answeredRefused  answered = "refused"
+	answeredCut      answered = "cut"
 	answeredUnmapped answered = "unmapped"
 )
 
@@ -100,6 +125,8 @@ type attack struct {
 	plan   hostilePlan
 	tenant *tenant
 	facade *facade
+	who    *identities
+	conn   *grpc.ClientConn // the attacker's own
 	http   *http.Client
 	resets atomic.Int64
 
@@ -109,7 +136,7 @@ type attack struct {
 	internal   int
 	shown      int // of what was wrong
 	goodFailed int
-	latency    map[bool][]float64 // of the other client, by whether there was an attack
+	latency    map[bool]*[2][]float64 // of the other caller, by whether there was an attack, and over what
 	memory     float64
 	alive      bool
 }
@@ -134,7 +161,7 @@ func (a *attack) count(kind string, what answered, detail string) {
 	if isInternal {
 		a.internal++
 	}
-	if (what == answeredUnmapped || isInternal) && a.shown < 20 {
+	if (what == answeredUnmapped || what == answeredCut && detail != "" || isInternal) && a.shown < 20 {
 		a.shown++
 		a.b.progress("%s: %s: %s", kind, strings.ToUpper(string(what)), detail)
 	}
@@ -145,18 +172,29 @@ func (b *bench) attack(plan hostilePlan) (*attack, error) {
 	a := &attack{
 		b: b, plan: plan, tenant: busy(tenants("hostile", 1), 1000, 100*time.Millisecond)[0],
 		http:   &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: 32}},
-		counts: map[string]map[answered]int{}, latency: map[bool][]float64{},
+		counts: map[string]map[answered]int{}, latency: map[bool]*[2][]float64{false: {}, true: {}},
 	}
-	_, err := b.startSimulatorFor(jelousim.Config{}, a.tenant)
+	var err error
+	if a.who, err = b.newIdentities(); err != nil {
+		return nil, err
+	}
+	_, err = b.startSimulatorFor(jelousim.Config{}, a.tenant)
 	if err != nil {
 		return nil, err
 	}
-	c, err := b.startFacades(1, "", a.tenant)
+	c, err := b.startFacadesWith(func(c *configv1.Config) {
+		c.Log.Level = configv1.Log_DEBUG // net/http tells of a panic there
+		a.who.configure(c)
+	}, 1, "", a.tenant)
 	if err != nil {
 		return nil, err
 	}
 	a.facade = c.members[0]
-	b.progress("the other client alone")
+	if a.conn, err = grpc.NewClient(a.facade.conn.Target(), grpc.WithTransportCredentials(insecure.NewCredentials())); err != nil {
+		return nil, err
+	}
+	b.atEnd(a.conn.Close)
+	b.progress("the other caller alone")
 	quiet, cancel := context.WithTimeout(b.ctx, plan.quiet)
 	a.good(quiet, false)
 	cancel()
@@ -169,8 +207,10 @@ func (b *bench) attack(plan hostilePlan) (*attack, error) {
 	answer, err := healthv1.NewHealthClient(a.facade.conn).Check(ctx, &healthv1.HealthCheckRequest{})
 	a.alive = err == nil && answer.Status == healthv1.HealthCheckResponse_SERVING
 	log, err := os.ReadFile(a.facade.log)
-	if strings.Contains(string(log), "panic") || strings.Contains(string(log), "goroutine ") {
-		a.count("log", answeredUnmapped, "a panic: "+a.facade.logTail())
+	for line := range strings.Lines(string(log)) {
+		if strings.Contains(line, "panic") || strings.Contains(line, "goroutine ") {
+			a.count("log", answeredUnmapped, describe("%s", line))
+		}
 	}
 	return a, err
 }
@@ -197,7 +237,7 @@ func (a *attack) run() error {
 					return err
 				}
 				k := hostilities[rng.IntN(len(hostilities))]
-				k.run(attacking, a, k.name, rng)
+				k.run(a.who.attacker(attacking, rng), a, k.name, rng)
 			}
 			return nil
 		})
@@ -211,13 +251,18 @@ func (a *attack) run() error {
 // goodEvery is how often the other client sends.
 const goodEvery = 50 * time.Millisecond
 
+// overs are what the other caller sends over, in turn.
+var overs = [2]string{"grpc", "rest"}
+
 // good sends texts until ctx ends and notes how long each took.
 func (a *attack) good(ctx context.Context, during bool) {
 	tick := time.NewTicker(goodEvery)
 	defer tick.Stop()
+	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 32}}
+	defer client.CloseIdleConnections()
 	var calls sync.WaitGroup
 	defer calls.Wait()
-	for {
+	for over := 0; ; over = 1 - over {
 		select {
 		case <-ctx.Done():
 			return
@@ -226,14 +271,19 @@ func (a *attack) good(ctx context.Context, during bool) {
 		calls.Go(func() {
 			call, cancel := context.WithTimeout(a.b.ctx, 10*time.Second)
 			defer cancel()
-			began := time.Now()
-			_, err := a.facade.messages.SendMessage(call, a.tenant.message(a.tenant.bot(), facadev1.SendOptions_NORMAL))
+			request, began := a.tenant.message(a.tenant.bot(), facadev1.SendOptions_NORMAL), time.Now()
+			var err error
+			if overs[over] == "grpc" {
+				_, err = a.facade.messages.SendMessage(metadata.AppendToOutgoingContext(call, "x-api-key", a.who.other), request)
+			} else {
+				err = a.sendREST(call, client, request)
+			}
 			a.mu.Lock()
 			defer a.mu.Unlock()
-			a.latency[during] = append(a.latency[during], ms(time.Since(began)))
+			a.latency[during][over] = append(a.latency[during][over], ms(time.Since(began)))
 			if err != nil {
 				a.goodFailed++
-				a.b.progress("the other client got %v", err)
+				a.b.progress("the other caller got %v over %s", err, overs[over])
 			}
 		})
 	}
@@ -250,6 +300,32 @@ func (a *attack) watchMemory(ctx context.Context) {
 	}
 }
 
+// sendREST sends the other caller's text over REST.
+func (a *attack) sendREST(ctx context.Context, client *http.Client, request *facadev1.SendMessageRequest) error {
+	bot := request.BotId
+	request.BotId = ""
+	body, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(request)
+	if err != nil {
+		return err
+	}
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, a.facade.rest+"/v1/bots/"+bot+"/messages", bytes.NewReader(body))
+	if err != nil {
+		return err
+	}
+	r.Header.Set("Content-Type", "application/json")
+	r.Header.Set("X-Api-Key", a.who.other)
+	answer, err := client.Do(r)
+	if err != nil {
+		return err
+	}
+	defer answer.Body.Close()
+	text, err := io.ReadAll(answer.Body)
+	if err == nil && answer.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s: %s", answer.Status, text)
+	}
+	return err
+}
+
 // hold opens connections on which nothing more comes, or hardly anything, until ctx ends.
 func (a *attack) hold(ctx context.Context) {
 	beginnings := []struct{ port, begin, drop string }{
@@ -257,8 +333,8 @@ func (a *attack) hold(ctx context.Context) {
 		{a.facade.conn.Target(), "PRI * HTTP/2.0\r\n", ""},
 		{a.rest(), "", ""},
 		{a.rest(), "GET /healthz HTTP/1.1\r\nHost: x\r\n", "X-Slow: 1\r\n"},
-		{a.rest(), "POST /v1/bots/x/messages HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000000\r\n\r\n{", " "},
-		{a.rest(), "POST /v1/batches:stream HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-ndjson\r\nContent-Length: 1000000\r\n\r\n{", " "},
+		{a.rest(), "POST /v1/bots/x/messages HTTP/1.1\r\nHost: x\r\nX-Api-Key: " + a.who.key + "\r\nContent-Type: application/json\r\nContent-Length: 1000000\r\n\r\n{", " "},
+		{a.rest(), "POST /v1/batches:stream HTTP/1.1\r\nHost: x\r\nX-Api-Key: " + a.who.key + "\r\nContent-Type: application/x-ndjson\r\nContent-Length: 1000000\r\n\r\n{", " "},
 	}
 	var held sync.WaitGroup
 	defer held.Wait()
@@ -287,26 +363,27 @@ func (a *attack) rest() string { return strings.TrimPrefix(a.facade.rest, "http:
 type hostility struct {
 	name string
 	run  func(ctx context.Context, a *attack, kind string, rng *rand.Rand)
+	cuts bool // the facade may cut its connection without an answer
 }
 
 var hostilities = []hostility{
-	{"gRPC: messages of random fields", randomMessage},
-	{"gRPC: mutated messages", mutatedMessage},
-	{"gRPC: random bytes", randomBytes},
-	{"gRPC: unknown methods", unknownMethod},
-	{"gRPC: large messages", largeMessage},
-	{"gRPC: floods of metadata", metadataFlood},
-	{"gRPC: streams out of order", randomStream},
-	{"gRPC: leaves at once", leaves},
-	{"HTTP/2: rapid reset", rapidReset},
-	{"TCP: raw bytes", rawBytes},
-	{"REST: JSON of random fields", randomJSON},
-	{"REST: mutated JSON", mutatedJSON},
-	{"REST: deep JSON", deepJSON},
-	{"REST: large bodies", largeBody},
-	{"REST: random routes", randomRoute},
-	{"REST: floods of headers", headerFlood},
-	{"REST: streams out of order", randomLines},
+	{"gRPC: messages of random fields", randomMessage, false},
+	{"gRPC: mutated messages", mutatedMessage, false},
+	{"gRPC: random bytes", randomBytes, false},
+	{"gRPC: unknown methods", unknownMethod, false},
+	{"gRPC: large messages", largeMessage, false},
+	{"gRPC: floods of metadata", metadataFlood, false},
+	{"gRPC: streams out of order", randomStream, false},
+	{"gRPC: leaves at once", leaves, false},
+	{"HTTP/2: rapid reset", rapidReset, true},
+	{"TCP: raw bytes", rawBytes, true},
+	{"REST: JSON of random fields", randomJSON, false},
+	{"REST: mutated JSON", mutatedJSON, false},
+	{"REST: deep JSON", deepJSON, false},
+	{"REST: large bodies", largeBody, false},
+	{"REST: random routes", randomRoute, false},
+	{"REST: floods of headers", headerFlood, false},
+	{"REST: streams out of order", randomLines, false},
 }
 
 // nasty are texts that break things.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"os"
 	"strings"
 	"time"
 
@@ -159,7 +160,8 @@ func largeMessage(ctx context.Context, a *attack, kind string, rng *rand.Rand) {
 
 func unknownMethod(ctx context.Context, a *attack, kind string, rng *rand.Rand) {
 	names := []string{"/", "/x/y", "/jelou.facade.v1.MessageService/Drop", "/jelou.facade.v1.MessageService/", "//", "/" + strings.Repeat("a", 3000) + "/b", "/grpc.reflection.v1.ServerReflection/Nothing"}
-	a.call(ctx, kind, names[rng.IntN(len(names))], nil, true)
+	name := names[rng.IntN(len(names))]
+	a.call(ctx, kind, name, nil, name == "/") // which gRPC takes for no name at all
 }
 
 func metadataFlood(ctx context.Context, a *attack, kind string, rng *rand.Rand) {
@@ -167,10 +169,13 @@ func metadataFlood(ctx context.Context, a *attack, kind string, rng *rand.Rand) 
 	for range 1 + rng.IntN(100) {
 		md.Append("x-"+strings.Repeat("h", rng.IntN(30)), strings.Repeat("v", rng.IntN(1000)))
 	}
-	md.Append("authorization", "Bearer "+strings.Repeat("k", rng.IntN(5000)))
+	if rng.IntN(4) == 0 {
+		md.Append("authorization", "Bearer "+strings.Repeat("k", rng.IntN(5000)))
+	}
+	own, _ := metadata.FromOutgoingContext(ctx)
 	md.Append("idempotency-key", utf8Of(strings.Map(printable, nasty(rng))))
 	m := anyMethod(rng)
-	a.call(metadata.NewOutgoingContext(ctx, md), kind, fullName(m), a.someMessage(m, rng), true)
+	a.call(metadata.NewOutgoingContext(ctx, metadata.Join(own, md)), kind, fullName(m), a.someMessage(m, rng), true)
 }
 
 // printable keeps what a header may have.
@@ -206,7 +211,7 @@ func (a *attack) call(ctx context.Context, kind, method string, data []byte, may
 	ctx, cancel := context.WithTimeout(ctx, hostileWait)
 	defer cancel()
 	var answer []byte
-	err := a.facade.conn.Invoke(ctx, method, &data, &answer, grpc.ForceCodec(rawCodec{}))
+	err := a.conn.Invoke(ctx, method, &data, &answer, grpc.ForceCodec(rawCodec{}))
 	a.judge(ctx, kind, err, mayRefuse)
 }
 
@@ -214,7 +219,7 @@ func (a *attack) call(ctx context.Context, kind, method string, data []byte, may
 func (a *attack) stream(ctx context.Context, kind string, m protoreflect.MethodDescriptor, messages ...[]byte) {
 	ctx, cancel := context.WithTimeout(ctx, hostileWait/3)
 	defer cancel()
-	stream, err := a.facade.conn.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, fullName(m), grpc.ForceCodec(rawCodec{}))
+	stream, err := a.conn.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, fullName(m), grpc.ForceCodec(rawCodec{}))
 	for _, data := range messages {
 		if err == nil && stream.SendMsg(&data) != nil {
 			break // it has ended; RecvMsg says why
@@ -245,6 +250,8 @@ func (a *attack) judge(ctx context.Context, kind string, err error, mayRefuse bo
 		a.count(kind, answeredLeft, "")
 	case mayRefuse:
 		a.count(kind, answeredRefused, "")
+	case s.Code() == codes.Unavailable: // gRPC's own, for want of a connection
+		a.count(kind, answeredCut, describe("%v", err))
 	default:
 		a.count(kind, answeredUnmapped, describe("%v", err))
 	}
@@ -291,13 +298,13 @@ func rapidReset(ctx context.Context, a *attack, kind string, rng *rand.Rand) {
 		block.Reset()
 		for _, h := range []hpack.HeaderField{
 			{Name: ":method", Value: "POST"}, {Name: ":scheme", Value: "http"}, {Name: ":path", Value: fullName(anyMethod(rng))},
-			{Name: ":authority", Value: "x"}, {Name: "content-type", Value: "application/grpc"}, {Name: "te", Value: "trailers"},
+			{Name: ":authority", Value: "x"}, {Name: "content-type", Value: "application/grpc"}, {Name: "te", Value: "trailers"}, {Name: "x-api-key", Value: a.who.key},
 		} {
 			_ = headers.WriteField(h) // into memory
 		}
 		id := uint32(2*i + 1)
 		if framer.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: block.Bytes(), EndHeaders: true}) != nil || framer.WriteRSTStream(id, http2.ErrCodeCancel) != nil {
-			what = answeredRefused // it has had enough
+			what = answeredCut // it has had enough
 			return
 		}
 		a.resets.Add(1)
@@ -325,7 +332,10 @@ func rawBytes(ctx context.Context, a *attack, kind string, rng *rand.Rand) {
 	}
 	_ = c.SetDeadline(time.Now().Add(hostileWait / 3))
 	_, _ = c.Write(append([]byte(begin), data...))
-	if _, err := io.Copy(io.Discard, c); err != nil {
+	switch _, err := io.Copy(io.Discard, c); {
+	case errors.Is(err, os.ErrDeadlineExceeded):
 		what = answeredLeft // it waits for more, as it may
+	case err != nil:
+		what = answeredCut
 	}
 }

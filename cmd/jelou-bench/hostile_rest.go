@@ -4,13 +4,16 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"math/rand/v2"
 	"net/http"
 	"net/url"
 	"strings"
+	"syscall"
 
 	"google.golang.org/genproto/googleapis/api/annotations"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -127,20 +130,23 @@ func (a *attack) request(ctx context.Context, kind, verb, path string, body []by
 		return
 	}
 	r.Header.Set("Content-Type", "application/json")
+	own, _ := metadata.FromOutgoingContext(ctx)
+	for name, values := range own {
+		r.Header[http.CanonicalHeaderKey(name)] = values
+	}
 	for name, values := range h {
 		r.Header[name] = values
 	}
 	answer, err := a.http.Do(r)
 	if err != nil {
-		// A server that has answered and closed is not always heard while a large body is still being written.
-		a.count(kind, answeredLeft, "")
+		a.countEnd(kind, err)
 		return
 	}
 	defer answer.Body.Close()
 	data, err := io.ReadAll(io.LimitReader(answer.Body, 32<<20))
 	switch {
 	case err != nil:
-		a.count(kind, answeredLeft, "")
+		a.countEnd(kind, err)
 	case answer.StatusCode < http.StatusBadRequest:
 		a.countStream(kind, data)
 	case verb == http.MethodHead:
@@ -148,6 +154,17 @@ func (a *attack) request(ctx context.Context, kind, verb, path string, body []by
 	default:
 		a.countError(kind, answer, data)
 	}
+}
+
+// countEnd counts a request without a whole answer: the server has cut it, or the client itself gave up, or would not make it.
+func (a *attack) countEnd(kind string, err error) {
+	for _, cut := range []error{io.EOF, io.ErrUnexpectedEOF, syscall.ECONNRESET, syscall.EPIPE} {
+		if errors.Is(err, cut) {
+			a.count(kind, answeredCut, describe("%v", err))
+			return
+		}
+	}
+	a.count(kind, answeredLeft, "")
 }
 
 // restError is AIP-193's shape, as far as it is needed.
