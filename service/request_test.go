@@ -138,7 +138,38 @@ func TestRefusedBeforeTheBody(t *testing.T) {
 	}
 }
 
-// An upload that is answered before its end is not read on: net/http would panic, and cut the connection before the answer is out.
+// A stream that is answered before its request's body is read leaves a connection that is good, or that the client knows is not: with
+// what is left of the body net/http would panic.
+func TestStreamsAnsweredEarly(t *testing.T) {
+	f := newFacade(t, nil)
+	client := &http.Client{Transport: &http.Transport{MaxConnsPerHost: 1}}
+	defer client.CloseIdleConnections()
+	const unknown = `{"open":{"batch_id":"b06jvqpp3tewx781msr7w8"}}` + "\n"
+	for range 20 {
+		for _, test := range []struct{ method, path, kind, body, reason string }{
+			{http.MethodGet, "/v1/bots/nobody/capacity:watch", "application/json", unknown, "BOT_NOT_FOUND"},
+			{http.MethodPost, "/v1/batches:stream", "text/plain", unknown, "INVALID_JSON"},
+			{http.MethodPost, "/v1/batches:stream", "application/x-ndjson", unknown + strings.Repeat("\n", 1000), "RESOURCE_NOT_FOUND"},
+		} {
+			r, err := http.NewRequestWithContext(t.Context(), test.method, f.rest+test.path, strings.NewReader(test.body))
+			f.must(err)
+			r.Header.Set("Content-Type", test.kind)
+			answer, err := client.Do(r)
+			f.must(err)
+			data, err := io.ReadAll(answer.Body)
+			f.must(err)
+			f.must(answer.Body.Close())
+			if reason := reasonOf(restStatus(f, data).Err()); reason != test.reason || answer.Close != (test.method == http.MethodPost) {
+				t.Errorf("%s: %s, want %s; closed: %v", test.path, reason, test.reason, answer.Close)
+			}
+		}
+	}
+	if strings.Contains(f.logs.String(), "panic") {
+		t.Error("net/http panicked")
+	}
+}
+
+// An upload whose client goes on after its answer is not read on.
 func TestUploadAnsweredEarly(t *testing.T) {
 	f := newFacade(t, nil)
 	var uploads sync.WaitGroup

@@ -71,20 +71,19 @@ func registerStreams(mux *runtime.ServeMux, conn grpc.ClientConnInterface) error
 			bodyHere(w, r)
 			var reading sync.WaitGroup
 			if r.Method == http.MethodPost {
+				// Without it the server closes the request's body with the first byte of the answer.
+				_ = http.NewResponseController(w).EnableFullDuplex() // HTTP/2 has it always, and says that it cannot set it
 				if r.ProtoMajor == 1 {
-					// An upload may be answered before its end, and then its connection is closed. Clients have to know, or their next
-					// request meets that.
+					// An upload may be answered before its end. net/http then reads on, and where it comes to the end it panics with the next
+					// request of the connection.
 					w.Header().Set("Connection", "close")
 				}
-				defer func() {
-					// Nobody may read a request's body when its handler is over: net/http panics.
+				defer func() { // nobody may read a request's body when its handler is over
 					cancel()
 					_ = http.NewResponseController(w).SetReadDeadline(time.Now()) // of a connection that may be gone
 					reading.Wait()
 				}()
 			}
-			// Without it the server closes the request's body with the first byte of the answer.
-			_ = http.NewResponseController(w).EnableFullDuplex() // HTTP/2 has it always, and says that it cannot set it
 			receive, err := route.open(ctx, r, path, &reading)
 			if err != nil {
 				writeError(w, gatewayStatus(r, err))
