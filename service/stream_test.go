@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -85,7 +86,7 @@ func TestLastEventID(t *testing.T) {
 			e, err := readSSE(f, events)
 			f.must(err)
 			if e.event == "end" {
-				if _, err := events.ReadByte(); err != io.EOF {
+				if _, err := events.ReadByte(); !errors.Is(err, io.EOF) {
 					t.Errorf("after the end: %v", err)
 				}
 				return ids
@@ -125,7 +126,7 @@ func TestErrorEvent(t *testing.T) {
 			last = e
 		}
 	}
-	if last.event != "error" || err != io.EOF {
+	if last.event != "error" || !errors.Is(err, io.EOF) {
 		t.Fatalf("the last event %+v, %v", last, err)
 	}
 	if st := restStatus(f, []byte(`{"error":`+last.data+`}`)); reasonOf(st.Err()) != "DRAINING" || restCode([]byte(`{"error":`+last.data+`}`)) != 503 {

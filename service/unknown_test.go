@@ -14,7 +14,7 @@ import (
 
 // sendEachWay sends a text by a waiting call, a queued one and a batch, to a user each, with one choice of on_unknown. It returns the
 // waiting call's error and the rows once all are final.
-func sendEachWay(f *facade, tr transport, choice facadev1.SendOptions_OnUnknown) (waited error, rows map[string]*facadev1.Send) {
+func sendEachWay(f *facade, tr transport, choice facadev1.SendOptions_OnUnknown) (rows map[string]*facadev1.Send, waited error) {
 	f.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
@@ -47,10 +47,10 @@ func sendEachWay(f *facade, tr transport, choice facadev1.SendOptions_OnUnknown)
 		})
 		return send
 	}
-	return waited, map[string]*facadev1.Send{
+	return map[string]*facadev1.Send{
 		"WAIT": find(&facadev1.ListSendsRequest{RequestId: "waiting"}), "QUEUE": find(&facadev1.ListSendsRequest{}),
 		"batch": find(&facadev1.ListSendsRequest{BatchId: created.Batch.BatchId}),
-	}
+	}, waited
 }
 
 // TestRetryUnknown: what nobody can tell about is sent again once the lost attempt's lease is over, where its caller chose so.
@@ -59,7 +59,7 @@ func TestRetryUnknown(t *testing.T) {
 		f := newFacade(t, func(s *setup) { s.attemptTimeout = 500 * time.Millisecond })
 		f.must(f.sim.SetFaults(jelousim.Fault{Kind: jelousim.FaultClose, Times: 3}))
 		began := time.Now()
-		err, rows := sendEachWay(f, tr, facadev1.SendOptions_RETRY)
+		rows, err := sendEachWay(f, tr, facadev1.SendOptions_RETRY)
 		if err != nil {
 			t.Errorf("the waiting call: %v", err)
 		}
@@ -82,7 +82,7 @@ func TestFailUnknown(t *testing.T) {
 	onEach(t, func(t *testing.T, tr transport) {
 		f := newFacade(t, nil)
 		f.must(f.sim.SetFaults(jelousim.Fault{Kind: jelousim.FaultClose, Accepted: true, Times: 3}))
-		err, rows := sendEachWay(f, tr, facadev1.SendOptions_FAIL)
+		rows, err := sendEachWay(f, tr, facadev1.SendOptions_FAIL)
 		if status.Code(err) != codes.Unknown || reasonOf(err) != "OUTCOME_UNKNOWN" {
 			t.Errorf("the waiting call: %v", err)
 		}
