@@ -596,6 +596,7 @@ func (f *facade) sendGarbage() {
 		request := requestOf(f, m)
 		canary.Fill(request)
 		call("/jelou.facade.v1."+name, m, request)
+		call("/jelou.facade.v1."+name+canary.NewWord(), m, request)
 		call("/jelou.facade.v1."+name, m, request, grpc.ForceCodec(garbage{[]byte("\xff\xff" + canary.NewWord())}))
 		verb, path, body := restRequest(f, name, request)
 		if verb == http.MethodGet {
