@@ -218,7 +218,7 @@ func TestHeldWhileItWaits(t *testing.T) {
 			return err == nil
 		})
 	}
-	if n := len(f.sim.SendsWithText("durante")); n != 0 {
+	if n := len(f.sim.SendsWithText(said("durante"))); n != 0 {
 		t.Errorf("it was sent %d times", n)
 	}
 }

@@ -150,7 +150,7 @@ func TestCommitThatComesLate(t *testing.T) {
 		if err := <-told; err != nil {
 			t.Error(err)
 		}
-		if n := len(f.sim.SendsWithText("tarde")); n != 1 {
+		if n := len(f.sim.SendsWithText(said("tarde"))); n != 1 {
 			t.Errorf("%d messages", n)
 		}
 	})

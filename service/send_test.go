@@ -290,7 +290,7 @@ func TestJoined(t *testing.T) {
 			if err := <-short; err == nil {
 				t.Error("it was told of a send within its 2 s")
 			}
-			if n := len(f.sim.SendsWithText("la corta")); n != 1 {
+			if n := len(f.sim.SendsWithText(said("la corta"))); n != 1 {
 				t.Errorf("%d messages", n)
 			}
 		})
