@@ -265,10 +265,13 @@ type transport struct {
 
 var transports = []transport{{"gRPC", overGRPC}, {"REST", overREST}}
 
-// onEach runs a case over every transport.
+// onEach runs a case over every transport, beside each other: they wait more than they compute.
 func onEach(t *testing.T, run func(t *testing.T, tr transport)) {
 	for _, tr := range transports {
-		t.Run(tr.name, func(t *testing.T) { run(t, tr) })
+		t.Run(tr.name, func(t *testing.T) {
+			t.Parallel()
+			run(t, tr)
+		})
 	}
 }
 

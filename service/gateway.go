@@ -59,6 +59,9 @@ var openAPI []byte
 // pages are what the REST side has beside the API, by pattern.
 type pages map[string]http.HandlerFunc
 
+// The gateway keeps the parser of queries for the whole process, whatever the option looks like: it is set before there is a server.
+func init() { runtime.NewServeMux(runtime.SetQueryParameterParser(&strictQuery{})) }
+
 // newGateway makes the REST side: the generated routes over the in-process connection, so that every interceptor holds
 // for REST too, with the contract of docs/rest.md around them.
 func newGateway(ctx context.Context, conn grpc.ClientConnInterface, d *doors, others pages) (http.Handler, error) {
@@ -81,7 +84,6 @@ func newGateway(ctx context.Context, conn grpc.ClientConnInterface, d *doors, ot
 		runtime.WithRoutingErrorHandler(func(_ context.Context, _ *runtime.ServeMux, _ runtime.Marshaler, w http.ResponseWriter, r *http.Request, code int) {
 			writeError(w, routingFault(r, code).GRPCStatus())
 		}),
-		runtime.SetQueryParameterParser(&strictQuery{}),
 		runtime.WithMiddlewares(d.knocked, strictRequest),
 	)
 	for _, register := range []func(context.Context, *runtime.ServeMux, grpc.ClientConnInterface) error{

@@ -103,7 +103,6 @@ func TestBatchIsWholeOrNotThere(t *testing.T) {
 // TestCommitThatComesLate: while a commit of which the answer was lost may still happen, nobody is told that nothing was sent.
 func TestCommitThatComesLate(t *testing.T) {
 	onEach(t, func(t *testing.T, tr transport) {
-		t.Parallel() // it takes as long as the ledger itself asks what became of the commit
 		f, p, address := newFacadeBehind(t)
 		ctx := context.Background()
 		_, _, err := f.sendText(tr, textTo(openUser, "primero"))
