@@ -1,10 +1,8 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"fmt"
-	"io"
 	"maps"
 	"math/rand/v2"
 	"net"
@@ -21,8 +19,6 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
-	"google.golang.org/grpc/metadata"
-	"google.golang.org/protobuf/encoding/protojson"
 
 	configv1 "github.com/jelou-facade/jelou-facade/gen/jelou/facade/config/v1"
 	facadev1 "github.com/jelou-facade/jelou-facade/gen/jelou/facade/v1"
@@ -37,7 +33,7 @@ var hostileBenchmark = benchmark{
 methods, routes and queries, floods of headers, streams out of order, calls that leave at once, HTTP/2 connections whose streams are
 reset as soon as they are opened, raw bytes on both ports; beside them connections that are opened and left half-open, and slow
 senders of headers, bodies and messages. Most calls come with the attacker's own API key or JWT, the others with none, with a wrong key, or
-with a JWT that is expired, forged, or of an unknown key. Another caller, with a key and connections of its own, sends 20 texts a
+with a JWT that is expired, forged, or of an unknown key. Another caller, in a process and with a key of its own, sends 20 texts a
 second, over gRPC and REST in turn, before and meanwhile. The facade logs at DEBUG.
 
 Fields: calls, ok (answered with success), mapped (an error with a reason of the table, over REST in AIP-193's shape), left (the client
@@ -194,14 +190,27 @@ func (b *bench) attack(plan hostilePlan) (*attack, error) {
 		return nil, err
 	}
 	b.atEnd(a.conn.Close)
+	other := otherCaller{GRPC: a.facade.conn.Target(), REST: a.facade.rest, Key: a.who.other, Bot: a.tenant.bot(), Seen: b.path("seen")}
+	calling, err := b.startOther(other)
+	if err != nil {
+		return nil, err
+	}
 	b.progress("the other caller alone")
-	quiet, cancel := context.WithTimeout(b.ctx, plan.quiet)
-	a.good(quiet, false)
-	cancel()
+	if err := b.sleep(plan.quiet); err != nil {
+		return nil, err
+	}
 	b.progress("the attack")
+	began := time.Now()
 	if err := a.run(); err != nil {
 		return nil, err
 	}
+	ended := time.Now()
+	calling.stop()
+	seen, err := other.sightings()
+	if err != nil {
+		return nil, err
+	}
+	a.hear(seen, began, ended)
 	ctx, cancel := context.WithTimeout(b.ctx, 10*time.Second)
 	defer cancel()
 	answer, err := healthv1.NewHealthClient(a.facade.conn).Check(ctx, &healthv1.HealthCheckRequest{})
@@ -218,12 +227,11 @@ func (b *bench) attack(plan hostilePlan) (*attack, error) {
 // attackers is how many hostile calls run at the same time.
 const attackers = 16
 
-// run attacks while the other client goes on.
+// run attacks while the other caller goes on.
 func (a *attack) run() error {
 	ctx, stop := context.WithCancel(a.b.ctx)
 	defer stop()
 	var beside sync.WaitGroup
-	beside.Go(func() { a.good(ctx, true) })
 	beside.Go(func() { a.watchMemory(ctx) })
 	beside.Go(func() { a.hold(ctx) })
 	attacks, attacking := errgroup.WithContext(ctx)
@@ -248,44 +256,22 @@ func (a *attack) run() error {
 	return err
 }
 
-// goodEvery is how often the other client sends.
-const goodEvery = 50 * time.Millisecond
-
 // overs are what the other caller sends over, in turn.
 var overs = [2]string{"grpc", "rest"}
 
-// good sends texts until ctx ends and notes how long each took.
-func (a *attack) good(ctx context.Context, during bool) {
-	tick := time.NewTicker(goodEvery)
-	defer tick.Stop()
-	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 32}}
-	defer client.CloseIdleConnections()
-	var calls sync.WaitGroup
-	defer calls.Wait()
-	for over := 0; ; over = 1 - over {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
+// hear takes in what the other caller saw: before the attack it was quiet, and what began after it does not count.
+func (a *attack) hear(all []sighting, began, ended time.Time) {
+	for _, s := range all {
+		during := s.Began >= began.UnixMicro()
+		if s.Began > ended.UnixMicro() {
+			continue
 		}
-		calls.Go(func() {
-			call, cancel := context.WithTimeout(a.b.ctx, 10*time.Second)
-			defer cancel()
-			request, began := a.tenant.message(a.tenant.bot(), facadev1.SendOptions_NORMAL), time.Now()
-			var err error
-			if overs[over] == "grpc" {
-				_, err = a.facade.messages.SendMessage(metadata.AppendToOutgoingContext(call, "x-api-key", a.who.other), request)
-			} else {
-				err = a.sendREST(call, client, request)
-			}
-			a.mu.Lock()
-			defer a.mu.Unlock()
-			a.latency[during][over] = append(a.latency[during][over], ms(time.Since(began)))
-			if err != nil {
-				a.goodFailed++
-				a.b.progress("the other caller got %v over %s", err, overs[over])
-			}
-		})
+		over := slices.Index(overs[:], s.Over)
+		a.latency[during][over] = append(a.latency[during][over], s.MS)
+		if s.Error != "" {
+			a.goodFailed++
+			a.b.progress("the other caller got %v over %s", s.Error, s.Over)
+		}
 	}
 }
 
@@ -298,32 +284,6 @@ func (a *attack) watchMemory(ctx context.Context) {
 			a.mu.Unlock()
 		}
 	}
-}
-
-// sendREST sends the other caller's text over REST.
-func (a *attack) sendREST(ctx context.Context, client *http.Client, request *facadev1.SendMessageRequest) error {
-	bot := request.BotId
-	request.BotId = ""
-	body, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(request)
-	if err != nil {
-		return err
-	}
-	r, err := http.NewRequestWithContext(ctx, http.MethodPost, a.facade.rest+"/v1/bots/"+bot+"/messages", bytes.NewReader(body))
-	if err != nil {
-		return err
-	}
-	r.Header.Set("Content-Type", "application/json")
-	r.Header.Set("X-Api-Key", a.who.other)
-	answer, err := client.Do(r)
-	if err != nil {
-		return err
-	}
-	defer answer.Body.Close()
-	text, err := io.ReadAll(answer.Body)
-	if err == nil && answer.StatusCode != http.StatusOK {
-		err = fmt.Errorf("%s: %s", answer.Status, text)
-	}
-	return err
 }
 
 // hold opens connections on which nothing more comes, or hardly anything, until ctx ends.

@@ -78,6 +78,7 @@ when a goal was missed that must hold on any machine, such as "no window over th
 	root.PersistentFlags().BoolVar(&f.json, "json", false, "print one JSON object on the last line")
 	root.PersistentFlags().BoolVar(&f.quick, "quick", false, "a smaller measurement that ends within 50 s")
 	root.PersistentFlags().Uint64Var(&f.seed, "seed", 0, "seed of all random choices; 0 draws one, which is printed")
+	root.AddCommand(otherCommand())
 	for _, b := range benchmarks {
 		root.AddCommand(&cobra.Command{
 			Use: b.name, Short: b.short, Long: b.short + ".\n\n" + strings.TrimSpace(b.long), Args: cobra.NoArgs,
@@ -105,7 +106,7 @@ func measure(ctx context.Context, b benchmark, f flags, stdout, stderr io.Writer
 	}
 	defer func() { err = errors.Join(err, m.end()) }()
 	m.progress("seed %d", m.seed)
-	if err := m.build(ctx); err != nil {
+	if err := m.build(ctx, "jelou-facade", "jelousim"); err != nil {
 		return err
 	}
 	m.began = time.Now()

@@ -27,7 +27,7 @@ func newTestBench(t *testing.T) *bench {
 			t.Error(err)
 		}
 	})
-	if err := b.build(ctx); err != nil {
+	if err := b.build(ctx, "jelou-facade", "jelousim"); err != nil {
 		t.Fatal(err)
 	}
 	var err error

@@ -97,10 +97,14 @@ func (b *bench) write(name string, data []byte) (string, error) {
 
 const module = "github.com/jelou-facade/jelou-facade"
 
-// build compiles the commands that are measured.
-func (b *bench) build(ctx context.Context) error {
-	b.progress("building jelou-facade and jelousim")
-	build := exec.CommandContext(ctx, "go", "build", "-o", b.folder+string(filepath.Separator), module+"/cmd/jelou-facade", module+"/cmd/jelousim")
+// build compiles commands.
+func (b *bench) build(ctx context.Context, names ...string) error {
+	b.progress("building %s", strings.Join(names, " and "))
+	args := []string{"build", "-o", b.folder + string(filepath.Separator)}
+	for _, name := range names {
+		args = append(args, module+"/cmd/"+name)
+	}
+	build := exec.CommandContext(ctx, "go", args...)
 	if out, err := build.CombinedOutput(); err != nil {
 		return fmt.Errorf("go build (jelou-bench has to run inside the repository): %w\n%s", err, out)
 	}
