@@ -44,6 +44,7 @@ type company struct {
 	newsHere  bool        // from this process
 	glancedAt time.Time
 	flying    int // own requests on their way
+	busy      int // looks in a row that found the company locked
 	reads     []*read
 
 	unreachable int               // failures to reach Jelou in a row
@@ -192,13 +193,15 @@ func (c *company) learn(now time.Time, cl ledger.Claim, d *decision) (time.Time,
 	case c.halted != notHalted:
 		return now.Add(lookAgain), glanceLook
 	case cl.Busy && c.place(now) == 0:
-		return now.Add(busyWait), claimLook
+		c.busy = min(c.busy+1, busyMost)
+		return now.Add(busyWait << (c.busy - 1)), claimLook
 	case cl.Busy:
 		return now.Add(rankDelay), glanceLook
 	case d.choice.Lane != 0 && cl.Send == nil:
 		// The answer to the commit was lost, and it has not happened.
 		return now.Add(busyWait), glanceLook
 	}
+	c.busy = 0
 	c.jumps = d.jumps
 	c.budget, c.claimNo, c.waits = d.budget, d.claimNo, d.waits
 	if cl.Send != nil {

@@ -74,8 +74,10 @@ const (
 	// leaseGrace is what a send's lease is longer than an attempt: for the settle, and for a process that was stopped for
 	// a moment. The slot does not wait for it.
 	leaseGrace = 5 * time.Second
-	// busyWait is when to look again at a company that somebody else has locked.
+	// busyWait is when to look again at a company that somebody else has locked, and twice as late after each further time, up to
+	// busyMost times: a database that is slow gets no faster by being asked more often.
 	busyWait = 5 * time.Millisecond
+	busyMost = 4
 	// lookAgain is how often every company is looked at though nothing has woken it: a lost wake-up costs no more.
 	lookAgain = 5 * time.Second
 	// ledgerWait is how long to leave a ledger alone that answered with an error.

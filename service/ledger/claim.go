@@ -144,7 +144,7 @@ func (c *companyRow) floor(virtual int64) int64 {
 	return max(-1, virtual-floorDepth)
 }
 
-const lanesOf = ` FROM {companies} CROSS JOIN (SELECT 1 AS lane UNION ALL SELECT 2 UNION ALL SELECT 3) n`
+const lanesOf = ` FROM {companies mine} CROSS JOIN (SELECT 1 AS lane UNION ALL SELECT 2 UNION ALL SELECT 3) n`
 
 // waitingQuery gives the lanes that have a share which is on.
 var waitingQuery = `SELECT c.id, n.lane` + lanesOf + ` WHERE COALESCE(

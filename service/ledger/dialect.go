@@ -28,6 +28,8 @@ import (
 //	{newest}     behind each column of the key of a company, a share or a queue, with ORDER BY era DESC LIMIT 1 or start_tag DESC, or
 //	             era or start_tag known: go from the row's newest version, not past all that an old snapshot keeps
 //	{companies}, {companies lock}, {companies skip}  the companies c in list parameter $1, their newest versions, locked
+//	{companies mine}   of the companies in list parameter $1 those that this transaction has locked by lockCompanies or lockCompaniesSkip
+//	{note locked}      in these, what {companies mine} goes by
 //	{share of f}, {queue of f}, {queue of s}  joins the newest version of f's share x, of f's queue q, of a send's queue q
 //	{amiss}      behind the table send: go through the index of sends that are amiss, which SQLite takes for no better
 //	             than the table
@@ -79,7 +81,7 @@ func newSQLiteDialect() *dialect {
 			"{lock}", "", "{lock skip}", "", "{share}", "", "{all}", "", "{all skip}", "",
 			"{in 1}", "IN (SELECT value FROM json_each($1))",
 			"{alone}", "$1", "{greatest}", "max", "{newest}", "",
-			"{companies}", sqliteCompanies, "{companies lock}", sqliteCompanies, "{companies skip}", sqliteCompanies,
+			"{companies}", sqliteCompanies, "{companies lock}", sqliteCompanies, "{companies skip}", sqliteCompanies, "{companies mine}", sqliteCompanies, "{note locked}", "''",
 			"{share of f}", "JOIN share x ON x.company = f.company AND x.lane = f.lane AND x.caller = f.caller",
 			"{queue of f}", "JOIN queue q ON q.company = f.company AND q.id = f.id",
 			"{queue of s}", "JOIN queue q ON "+ownQueue,
@@ -99,9 +101,16 @@ func newSQLiteDialect() *dialect {
 
 const sqliteCompanies = "(SELECT * FROM company WHERE id IN (SELECT value FROM json_each($1)) ORDER BY id) c"
 
-// postgresCompanies locks in the order of the list.
-func postgresCompanies(lock string) string {
-	return `unnest($1::bigint[]) listed(id) CROSS JOIN LATERAL (SELECT * FROM company w WHERE w.id + 0 = listed.id ORDER BY w.era DESC LIMIT 1 ` + lock + `) c`
+// The companies that a transaction has locked are known to its later statements by a setting that lasts as long as it: what is
+// looked up after the lock goes with it to the database, and would be looked up for nothing where somebody else has the company.
+const (
+	noteLocked = `set_config('jelou.locked', (SELECT string_agg(l.id::text, ',') FROM locked l), true)`
+	isLocked   = `(SELECT l.id FROM unnest($1::bigint[]) l(id) WHERE l.id = ANY(string_to_array(NULLIF(current_setting('jelou.locked', true), ''), ',')::bigint[]))`
+)
+
+// postgresCompanies finds companies, and locks them, in the order of the list.
+func postgresCompanies(list, lock string) string {
+	return list + ` listed(id) CROSS JOIN LATERAL (SELECT * FROM company w WHERE w.id + 0 = listed.id ORDER BY w.era DESC LIMIT 1 ` + lock + `) c`
 }
 
 func postgresQueue(company, id string) string {
@@ -126,7 +135,8 @@ func newPostgresDialect(timeline string) *dialect {
 			"{share}", "FOR KEY SHARE", "{all}", "FOR UPDATE", "{all skip}", "FOR UPDATE SKIP LOCKED",
 			"{in 1}", "= ANY($1::bigint[])",
 			"{alone}", "pg_advisory_xact_lock(1784, $1::int)", "{greatest}", "GREATEST", "{newest}", " + 0",
-			"{companies}", postgresCompanies(""), "{companies lock}", postgresCompanies("FOR NO KEY UPDATE"), "{companies skip}", postgresCompanies("FOR NO KEY UPDATE SKIP LOCKED"),
+			"{companies}", postgresCompanies("unnest($1::bigint[])", ""), "{companies lock}", postgresCompanies("unnest($1::bigint[])", "FOR NO KEY UPDATE"),
+			"{companies skip}", postgresCompanies("unnest($1::bigint[])", "FOR NO KEY UPDATE SKIP LOCKED"), "{companies mine}", postgresCompanies(isLocked, ""), "{note locked}", noteLocked,
 			"{share of f}", `CROSS JOIN LATERAL (SELECT * FROM share w WHERE w.company + 0 = f.company AND w.lane + 0 = f.lane AND w.caller = f.caller
 				ORDER BY w.start_tag DESC LIMIT 1) x`,
 			"{queue of f}", postgresQueue("f.company", "f.id"),

@@ -1,6 +1,7 @@
 package ledger
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"slices"
@@ -144,43 +145,132 @@ func (l *Ledger) change(ctx context.Context, c *change) error {
 	return c.err
 }
 
-// commitChanges is the transaction of a group. A lost answer to its commit is made good by running it again: every
-// change is conditional and finds that it was made. The locks make it wait for the lost transaction.
+// How a transaction of changes takes the locks of its companies.
+type locking int8
+
+const (
+	lockFree  locking = iota // those that nobody else has
+	lockFirst                // the first company's, for which it waits, and then those that nobody else has
+	lockAll                  // all, for which it waits
+)
+
+// commitChanges commits the changes of a group, in as many transactions as it takes: each takes the companies that nobody else has, so
+// that none keeps others from being claimed from while it waits for one. The next waits for the first that is left.
 func (l *Ledger) commitChanges(ctx context.Context, work []*change) error {
+	slices.SortStableFunc(work, func(x, y *change) int { return cmp.Compare(x.company, y.company) })
+	how := lockFree
+	if !l.postgres || work[0].company == work[len(work)-1].company {
+		how = lockAll
+	}
+	left, err := l.commitRound(ctx, work, how)
+	if err != nil {
+		return err
+	}
+	for len(left) > 0 {
+		work = left
+		if left, err = l.commitRound(ctx, work, lockFirst); err != nil {
+			break
+		}
+	}
+	if err == nil {
+		return nil
+	}
+	// What came before is committed, so each of the others has its own answer.
+	for _, c := range work {
+		own := err
+		if faulty(err) && len(work) > 1 {
+			_, own = l.commitRound(ctx, []*change{c}, lockAll)
+		}
+		if own != nil {
+			c.err = own
+		}
+	}
+	return nil
+}
+
+// commitRound is one transaction of changes, which are in the order of their companies; it returns those whose companies it did not
+// get. A lost answer to its commit is made good by running it again: every change is conditional and finds that it was made. The
+// locks make it wait for the lost transaction.
+func (l *Ledger) commitRound(ctx context.Context, work []*change, how locking) (left []*change, err error) {
 	var g *ground
+	mine := work
 	run := func(t *tx) error {
 		g = newGround(t)
-		return g.changeAll(work)
+		var err error
+		if mine, err = g.lockChanged(work, how); err != nil {
+			return err
+		}
+		return g.changeAll(mine)
 	}
-	err := l.transactSending(ctx, run)
+	err = l.transactSending(ctx, run)
 	var lost *commitLostError
 	if errors.As(err, &lost) {
+		again := mine
 		time.Sleep(time.Millisecond)
-		if err = l.patiently(ctx, func() error { return l.transactSending(ctx, confirming(run)) }); err != nil {
+		err = l.patiently(ctx, func() error {
+			return l.transactSending(ctx, confirming(func(t *tx) error {
+				g = newGround(t)
+				if _, err := g.lockChanged(again, lockAll); err != nil {
+					return err
+				}
+				return g.changeAll(again)
+			}))
+		})
+		if err != nil {
 			err = errors.Join(ErrUncertain, err)
 		}
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
 	l.publish(g)
 	l.watchHome(ctx, g.companies, nil)
-	return nil
+	return slices.DeleteFunc(slices.Clone(work), func(c *change) bool { return slices.Contains(mine, c) }), nil
 }
 
-// changeAll makes all changes.
-func (g *ground) changeAll(work []*change) error {
-	records := map[ID]*record{}
+// lockChanged takes the locks of the companies of changes, or queues them where it takes all, and returns the changes whose
+// companies it has.
+func (g *ground) lockChanged(work []*change, how locking) ([]*change, error) {
 	var companies []int64
-	var queues []QueueID
 	for _, c := range work {
 		companies = append(companies, c.company)
+	}
+	companies = slices.Compact(companies)
+	switch how {
+	case lockAll:
+		g.lockCompanies(lockCompanies, companies)
+		return work, nil
+	case lockFirst:
+		g.lockCompanies(lockCompanies, companies[:1])
+		if companies = companies[1:]; len(companies) > 0 {
+			g.lockCompanies(lockCompaniesSkip, companies)
+		}
+	default:
+		g.lockCompanies(lockCompaniesSkip, companies)
+	}
+	if err := g.t.flush(); err != nil {
+		return nil, err
+	}
+	var mine []*change
+	for _, c := range work {
+		if g.companies[c.company] != nil || how == lockFirst && c.company == work[0].company {
+			mine = append(mine, c)
+		}
+	}
+	return mine, nil
+}
+
+// changeAll makes changes whose companies are locked, or will be with the next flush.
+func (g *ground) changeAll(work []*change) error {
+	records := map[ID]*record{}
+	var queues []QueueID
+	for _, c := range work {
 		if !c.id.IsZero() {
 			queues = append(queues, QueueID{c.id.Company, c.id.Queue})
 			records[c.id] = nil
 		}
 	}
-	g.lock(companies, queues)
+	g.lockQueues(queues)
 	for id := range records {
 		g.read(id, records)
 	}
@@ -202,13 +292,6 @@ func (g *ground) changeAll(work []*change) error {
 		}
 	}
 	return nil
-}
-
-// lock queues the locks of companies and queues, waiting for them.
-func (g *ground) lock(companies []int64, queues []QueueID) {
-	slices.Sort(companies)
-	g.lockCompanies(lockCompanies, slices.Compact(companies))
-	g.lockQueues(queues)
 }
 
 // read queues the reading of a send.

@@ -99,7 +99,7 @@ const (
 	lockCompaniesSkip = `WITH locked AS MATERIALIZED (
 		SELECT c.id, c.era, c.claim_no, c.urgent_virtual, c.normal_virtual, c.bulk_virtual, c.pace FROM {companies skip}` + lockedCompanies
 	lockedCompanies = `
-	) SELECT id, era, claim_no, urgent_virtual, normal_virtual, bulk_virtual, pace, (SELECT ` + homeHeld + ` FROM home), {now} FROM locked`
+	) SELECT id, era, claim_no, urgent_virtual, normal_virtual, bulk_virtual, pace, (SELECT ` + homeHeld + ` FROM home), {now}, {note locked} FROM locked`
 )
 
 // lockCompanies queues the locks; the companies are there after the next flush.
@@ -108,7 +108,7 @@ func (g *ground) lockCompanies(query string, ids []int64) {
 		var id int64
 		var held int
 		c := &companyRow{}
-		if err := scan(&id, &c.era, &c.claimNo, &c.virtual[Urgent], &c.virtual[Normal], &c.virtual[Bulk], &c.pace, &held, &g.now); err != nil {
+		if err := scan(&id, &c.era, &c.claimNo, &c.virtual[Urgent], &c.virtual[Normal], &c.virtual[Bulk], &c.pace, &held, &g.now, new(string)); err != nil {
 			return err
 		}
 		c.held, c.moved, c.rewound = held != 0, held == 2, g.t.l.rewound(id, c.claimNo)
