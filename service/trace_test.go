@@ -62,7 +62,7 @@ func (f *facade) awaitSpans(name string, n int) tracetest.SpanStubs {
 func attributeOf(s tracetest.SpanStub, key attribute.Key) string {
 	for _, a := range s.Attributes {
 		if a.Key == key {
-			return a.Value.Emit()
+			return a.Value.String()
 		}
 	}
 	return ""
