@@ -7,6 +7,8 @@ import (
 	"syscall"
 	"time"
 
+	"google.golang.org/protobuf/types/known/timestamppb"
+
 	facadev1 "github.com/jelou-facade/jelou-facade/gen/jelou/facade/v1"
 	"github.com/jelou-facade/jelou-facade/service/jelousim"
 )
@@ -77,10 +79,16 @@ func (b *bench) freezeTrials(p *postgres) ([]*trial, error) {
 
 func signalTo(f *fleet, s syscall.Signal) error { return f.any().cmd.Process.Signal(s) }
 
-// queue has a facade take a send.
-func (f *freezing) queue(ctx context.Context, through *fleet) (string, error) {
+// answerTime is what a facade has for answering that it has taken a send, before it may be stopped in the middle of that send.
+const answerTime = 300 * time.Millisecond
+
+// queue has a facade take a send that is due after a time.
+func (f *freezing) queue(ctx context.Context, through *fleet, due time.Duration) (string, error) {
 	r := f.shop.message(f.shop.bot(), facadev1.SendOptions_NORMAL)
 	r.Mode = facadev1.SendOptions_QUEUE
+	if due > 0 {
+		r.Options.ScheduleTime = timestamppb.New(time.Now().Add(due))
+	}
 	answer, err := through.any().messages.SendMessage(ctx, r)
 	return answer.GetSend().GetSendId(), err
 }
@@ -112,7 +120,7 @@ func (f *freezing) freeze(ctx context.Context, at func(round) bool) (id string, 
 	}
 	queueing, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	if id, err = f.queue(queueing, f.frozen); err != nil {
+	if id, err = f.queue(queueing, f.frozen, answerTime); err != nil {
 		return "", since, nil, err
 	}
 	select {
@@ -189,7 +197,7 @@ const othersSent = 3
 func (f *freezing) others(ctx context.Context, since time.Time) (first time.Duration, err error) {
 	var ids []string
 	for range othersSent {
-		id, err := f.queue(ctx, f.one)
+		id, err := f.queue(ctx, f.one, 0)
 		if err != nil {
 			return 0, err
 		}

@@ -85,9 +85,9 @@ func (r *restoring) run(ctx context.Context, t *trial, i int) error {
 	}
 	sends := pick(r.b, 1000, 200)
 	due := time.Now().Add(pick(r.b, 12*time.Second, 6*time.Second))
-	r.expired = due.Add(3 * time.Second)
+	r.expired = due.Add(pick(r.b, 25*time.Second, 4*time.Second))
 	for i := range namedSends {
-		m := r.shop.message(r.shop.bot(), facadev1.SendOptions_NORMAL)
+		m := r.shop.message(r.shop.bot(), facadev1.SendOptions_URGENT) // before the batch, which has time
 		m.Mode, m.RequestId = facadev1.SendOptions_QUEUE, fmt.Sprint("named-", i)
 		m.Options.ScheduleTime, m.Options.ExpireTime = timestamppb.New(due), timestamppb.New(r.expired)
 		if _, err := r.fleet.any().messages.SendMessage(ctx, m); err != nil {

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -93,13 +94,31 @@ func retries(b *bench) error {
 		}
 		clients, trials = append(clients, r), append(trials, r.trial())
 	}
-	for _, make := range []func(*postgres) ([]*trial, error){b.freezeTrials, b.commitTrials, b.restoreTrials, b.oppositeTrials, b.secondTrials} {
+	frozen, err := b.freezeTrials(p)
+	if err != nil {
+		return err
+	}
+	for _, make := range []func(*postgres) ([]*trial, error){b.commitTrials, b.restoreTrials, b.oppositeTrials, b.secondTrials} {
 		more, err := make(p)
 		if err != nil {
 			return err
 		}
 		trials = append(trials, more...)
 	}
+	all := slices.Concat(trials, frozen)
+	// How soon others send while a replica is frozen is a time, and the other trials take all that there is of the machine.
+	for _, wave := range pick(b, [][]*trial{frozen, trials}, [][]*trial{all}) {
+		if err := b.try(wave); err != nil {
+			return err
+		}
+	}
+	printRetrying(&b.found, clients)
+	printTrials(&b.found, all)
+	return nil
+}
+
+// try runs trials beside each other.
+func (b *bench) try(trials []*trial) error {
 	all, ctx := errgroup.WithContext(b.ctx)
 	for _, t := range trials {
 		all.Go(func() error {
@@ -110,12 +129,7 @@ func retries(b *bench) error {
 			return nil
 		})
 	}
-	if err := all.Wait(); err != nil {
-		return err
-	}
-	printRetrying(&b.found, clients)
-	printTrials(&b.found, trials)
-	return nil
+	return all.Wait()
 }
 
 func printTrials(f *findings, trials []*trial) {
