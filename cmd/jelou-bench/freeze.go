@@ -34,6 +34,9 @@ var freezes = []struct {
 // lease of a campaign's sends.
 const lease = attemptTimeout + 5*time.Second
 
+// jelouTime is how long Jelou takes to answer.
+const jelouTime = 200 * time.Millisecond
+
 // freezing is a replica that is stopped, and another one.
 type freezing struct {
 	b           *bench
@@ -53,7 +56,7 @@ func (b *bench) freezeTrials(p *postgres) ([]*trial, error) {
 		all := tenants("freezing", 1)
 		f.shop = all[0]
 		var err error
-		if f.sim, err = b.startSimulatorFor(jelousim.Config{Processing: jelousim.Processing{Min: jelousim.Duration(200 * time.Millisecond)}}, all...); err != nil {
+		if f.sim, err = b.startSimulatorFor(jelousim.Config{Processing: jelousim.Processing{Min: jelousim.Duration(jelouTime)}}, all...); err != nil {
 			return nil, err
 		}
 		if f.gate, err = b.gateBefore(f.shop); err != nil {
@@ -108,7 +111,8 @@ func (f *freezing) freeze(ctx context.Context, at func(round) bool) (id string, 
 		return "", since, nil, err
 	}
 	if at == nil {
-		f.gate.watch(stop)
+		// Jelou takes twice as long to answer; the request may come in pieces.
+		f.gate.watch(func() { time.AfterFunc(jelouTime/2, stop) })
 	} else {
 		f.wire.watch(func(r round) verdict {
 			if at(r) {
