@@ -249,12 +249,12 @@ const (
 	readyShare = `UPDATE share SET ready = 1, start_tag = {greatest}(start_tag, COALESCE((
 			SELECT CASE $2 WHEN 1 THEN c.urgent_virtual WHEN 2 THEN c.normal_virtual ELSE c.bulk_virtual END
 			FROM company c WHERE c.id{newest} = $1 ORDER BY c.era DESC LIMIT 1), 0))
-		WHERE company{newest} = $1 AND lane{newest} = $2 AND caller = $3 AND ready = 0 AND start_tag = (
-			SELECT w.start_tag FROM share w WHERE w.company{newest} = $1 AND w.lane{newest} = $2 AND w.caller = $3 ORDER BY w.start_tag DESC LIMIT 1)`
+		WHERE company{newest} = $1 AND lane{newest} = $2 AND caller{newest caller} = $3 AND ready = 0 AND start_tag = (
+			SELECT w.start_tag FROM share w WHERE w.company{newest} = $1 AND w.lane{newest} = $2 AND w.caller{newest caller} = $3 ORDER BY w.start_tag DESC LIMIT 1)`
 
 	readyQueue = `UPDATE queue SET ready = 1, head_pos = CASE WHEN head_pos > $5 THEN $5 ELSE head_pos END,
 			start_tag = CASE WHEN ready = 1 THEN start_tag ELSE {greatest}(start_tag, COALESCE((
-				SELECT x.queue_virtual FROM share x WHERE x.company{newest} = $1 AND x.lane{newest} = $3 AND x.caller = $4 ORDER BY x.start_tag DESC LIMIT 1), 0)) END
+				SELECT x.queue_virtual FROM share x WHERE x.company{newest} = $1 AND x.lane{newest} = $3 AND x.caller{newest caller} = $4 ORDER BY x.start_tag DESC LIMIT 1), 0)) END
 		WHERE company{newest} = $1 AND id{newest} = $2 AND start_tag = (
 			SELECT w.start_tag FROM queue w WHERE w.company{newest} = $1 AND w.id{newest} = $2 ORDER BY w.start_tag DESC LIMIT 1)`
 )
@@ -265,7 +265,7 @@ func (t *tx) readyShares(shares []looseKey, locked bool) {
 	slices.SortFunc(shares, compareShares)
 	for _, s := range slices.Compact(shares) {
 		if !locked {
-			t.read(`SELECT ready FROM share WHERE company{newest} = $1 AND lane{newest} = $2 AND caller = $3 ORDER BY start_tag DESC LIMIT 1 {lock}`,
+			t.read(`SELECT ready FROM share WHERE company{newest} = $1 AND lane{newest} = $2 AND caller{newest caller} = $3 ORDER BY start_tag DESC LIMIT 1 {lock}`,
 				func(scanFunc) error { return nil }, s.company, s.lane, s.caller)
 		}
 		t.write(readyShare, s.company, s.lane, s.caller)

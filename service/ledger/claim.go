@@ -11,7 +11,7 @@ import (
 
 const (
 	// Rows, queues and shares that one transaction passes over while it looks for heads.
-	claimSteps = 128
+	claimSteps = 64
 	// Rows of a queue that are looked at together once its first one turned out to be blocked.
 	claimChunk = 32
 	// Lapsed leases that one transaction settles.
@@ -445,14 +445,14 @@ func (c *claiming) switchOffQueue(id QueueID, start int64) error {
 // switchOffShare does the same with a share that has no queue to look at.
 func (c *claiming) switchOffShare(key looseKey, start int64) error {
 	mine, ready := false, false
-	c.t.read(`SELECT caller FROM share WHERE company{newest} = $1 AND lane{newest} = $2 AND caller = $3 AND start_tag = $4 {all skip}`, yes(&mine), key.company, key.lane, key.caller, start)
+	c.t.read(`SELECT caller FROM share WHERE company{newest} = $1 AND lane{newest} = $2 AND caller{newest caller} = $3 AND start_tag = $4 {all skip}`, yes(&mine), key.company, key.lane, key.caller, start)
 	c.t.read(`SELECT id FROM queue WHERE company = $1 AND lane = $2 AND caller = $3 AND state = 'open' AND ready = 1 LIMIT 1`,
 		yes(&ready), key.company, key.lane, key.caller)
 	if err := c.t.flush(); err != nil || !mine || ready {
 		return err
 	}
 	c.wrote = true
-	c.t.writeOne(`UPDATE share SET ready = 0 WHERE company{newest} = $1 AND lane{newest} = $2 AND caller = $3 AND start_tag = $4`, key.company, key.lane, key.caller, start)
+	c.t.writeOne(`UPDATE share SET ready = 0 WHERE company{newest} = $1 AND lane{newest} = $2 AND caller{newest caller} = $3 AND start_tag = $4`, key.company, key.lane, key.caller, start)
 	return nil
 }
 
@@ -598,7 +598,7 @@ func (c *claiming) writeShares(picks []*pick) {
 	slices.SortFunc(shares, compareShares)
 	for _, s := range slices.Compact(shares) {
 		if p := picked[s]; p != nil {
-			c.t.writeOne(`UPDATE share SET start_tag = $5, queue_virtual = $6, served = served + 1 WHERE company{newest} = $1 AND lane{newest} = $2 AND caller = $3 AND start_tag = $4`,
+			c.t.writeOne(`UPDATE share SET start_tag = $5, queue_virtual = $6, served = served + 1 WHERE company{newest} = $1 AND lane{newest} = $2 AND caller{newest caller} = $3 AND start_tag = $4`,
 				s.company, s.lane, s.caller, p.head.share.Start, p.choice.Share.Start, p.choice.Queue.Virtual)
 		} else {
 			c.t.write(readyShare, s.company, s.lane, s.caller)

@@ -2,6 +2,7 @@ package ledger
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -75,6 +76,7 @@ func explain(t *testing.T, l *Ledger, query string, args []any) string {
 	}
 	defer conn.Close()
 	text := l.dialect.text(query)
+	args = slices.Clone(args) // the same case is explained on both databases at once
 	for i, arg := range args {
 		if ids, ok := arg.([]int64); ok {
 			args[i] = l.dialect.list(ids)
