@@ -83,7 +83,7 @@ const (
 	// ledgerWait is how long to leave a ledger alone that answered with an error.
 	ledgerWait = 200 * time.Millisecond
 	// claimers is how many claims run beside each other. While all are busy, what becomes due is claimed together.
-	claimers = 4
+	claimers = 2
 	// maxGlances is how many companies are looked at in one statement.
 	maxGlances = 500
 )

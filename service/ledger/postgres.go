@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
@@ -62,24 +61,6 @@ func postgresConfig(dsn, name string) (*pgx.ConnConfig, error) {
 	}
 	c.DialFunc = dialer.DialContext
 	return c, nil
-}
-
-// connectAhead opens connections before there are calls, which would wait until PostgreSQL has started a process for each. What
-// cannot be opened now is opened when it is needed.
-func (l *Ledger) connectAhead(ctx context.Context, n int) {
-	var opening, opened sync.WaitGroup
-	opened.Add(n)
-	for range n {
-		opening.Go(func() {
-			conn, err := l.db.Conn(ctx)
-			opened.Done()
-			opened.Wait() // or one would be opened, and handed round
-			if err == nil {
-				_ = conn.Close()
-			}
-		})
-	}
-	opening.Wait()
 }
 
 // setUserTimeout ends a connection whose other side acknowledges nothing for so long (a host that is gone).
@@ -156,7 +137,6 @@ func (l *Ledger) openPostgres(ctx context.Context, c Config) error {
 	l.db.SetMaxIdleConns(connections)
 	l.sending = make(chan struct{}, max(1, connections/2))
 	l.db.SetConnMaxIdleTime(5 * time.Minute)
-	l.connectAhead(ctx, connections/2)
 	if _, err := l.db.ExecContext(ctx, "SELECT "+walTimeline); answered(err) {
 		// Not allowed here, or not PostgreSQL's own: only the claim numbers tell then that it lost something.
 		l.dialect = newPostgresDialect(homeTimeline)
