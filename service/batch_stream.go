@@ -130,7 +130,12 @@ func (s *batchServer) reportAll(ctx context.Context, id ledger.QueueID, after in
 	defer owner.Stop()
 	old := s.streamEnd(ctx)
 	defer old.Stop()
-	acked := int64(0)
+	// Errors of who may not see the batch come first.
+	b, err := s.batchNow(ctx, id)
+	if err != nil {
+		return err
+	}
+	acked, look := int64(0), true
 	for {
 		if u != nil {
 			if through := u.durable.Load(); through > acked {
@@ -140,34 +145,38 @@ func (s *batchServer) reportAll(ctx context.Context, id ledger.QueueID, after in
 				}
 			}
 		}
-		// Read before its results: what has ended by now has no others.
-		var b ledger.Batch
-		err := s.outlast(ctx, func() (err error) {
-			b, err = s.visibleBatch(ctx, id)
-			return err
-		})
-		if err != nil {
-			return err
+		if look {
+			last, more, ended, err := s.reportResults(ctx, id, after, to)
+			if err != nil {
+				return err
+			}
+			after = last
+			switch {
+			case more:
+				continue // acknowledgements in between
+			case ended:
+				if b, err = s.batchNow(ctx, id); err != nil {
+					return err
+				}
+				return to.end(s.toBatch(ctx, b))
+			}
 		}
-		last, more, err := s.reportResults(ctx, id, after, to)
-		if err != nil {
-			return err
-		}
-		after = last
-		switch {
-		case more:
-			continue // acknowledgements in between
-		case b.EndedAt != 0:
-			return to.end(s.toBatch(ctx, b))
-		}
+		look = true
 		select {
 		case <-changed:
 		case <-u.stored():
+			look = false // results have a signal of their own
 		case <-progress.C:
+			if b, err = s.batchNow(ctx, id); err != nil {
+				return err
+			}
 			if err := to.progress(s.toBatch(ctx, b)); err != nil {
 				return err
 			}
 		case <-owner.C:
+			if b, err = s.batchNow(ctx, id); err != nil {
+				return err
+			}
 			if u != nil && b.Uploader != u.uploader {
 				return ledger.ErrStreamReplaced
 			}
@@ -181,27 +190,36 @@ func (s *batchServer) reportAll(ctx context.Context, id ledger.QueueID, after in
 	}
 }
 
-// reportResults sends the results after a number, at most one read's, and says whether there may be more.
-func (s *batchServer) reportResults(ctx context.Context, id ledger.QueueID, after int64, to reporter) (last int64, more bool, err error) {
+// batchNow reads the batch if the caller may see it.
+func (s *batchServer) batchNow(ctx context.Context, id ledger.QueueID) (b ledger.Batch, err error) {
+	err = s.outlast(ctx, func() error {
+		b, err = s.visibleBatch(ctx, id)
+		return err
+	})
+	return b, err
+}
+
+// reportResults sends the results after a number, at most one read's, and says whether there may be more, and whether there can be none.
+func (s *batchServer) reportResults(ctx context.Context, id ledger.QueueID, after int64, to reporter) (last int64, more, ended bool, err error) {
 	var rows []ledger.Send
 	err = s.outlast(ctx, func() (err error) {
-		rows, err = s.ledger.Results(ctx, id, after, resultsPerRead)
+		rows, ended, err = s.ledger.Results(ctx, id, after, resultsPerRead)
 		return err
 	})
 	if err != nil {
-		return after, false, err
+		return after, false, false, err
 	}
 	for _, row := range rows {
 		send, err := s.toSend(ctx, row)
 		if err != nil {
-			return after, false, err
+			return after, false, false, err
 		}
 		if err := to.result(&facadev1.BatchResult{Cursor: cursorOf(id, row.ResultNo), Send: send}); err != nil {
-			return after, false, err
+			return after, false, false, err
 		}
 		after = row.ResultNo
 	}
-	return after, len(rows) == resultsPerRead, nil
+	return after, len(rows) == resultsPerRead, ended, nil
 }
 
 // uploading is the receiving half of a stream: what came in and is not yet durable.

@@ -104,6 +104,11 @@ func (l *Ledger) announce(a *adding) {
 		l.loose.Store(key, queue)
 	}
 	l.wake(a.woken...)
+	for id, q := range a.queues {
+		if len(q.results) > 0 {
+			l.settled(ID{Company: id.Company, Queue: id.Queue}) // for who follows the queue
+		}
+	}
 	if a.dueAt != 0 {
 		l.dueAt(a.dueAt)
 	}

@@ -287,9 +287,12 @@ func (c *campaign) read(t *rapid.T) {
 }
 
 func (c *campaign) readResults(m *modelBatch, limit int) int {
-	page, err := c.l.Results(c.Context(), m.id, m.cursor, limit)
+	page, ended, err := c.l.Results(c.Context(), m.id, m.cursor, limit)
 	if err != nil {
 		c.Fatal(err)
+	}
+	if ended && !m.ended() {
+		c.Fatalf("after %d the batch has ended, and it has not: %+v", m.cursor, m)
 	}
 	for _, s := range page {
 		if s.ResultNo <= m.cursor || m.results[s.ID.Pos] || s.State != m.states[s.ID.Pos-1] {

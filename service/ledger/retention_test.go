@@ -148,10 +148,10 @@ func TestRetainBatches(t *testing.T) {
 		if _, err := l.Batch(t.Context(), old.ID); !errors.Is(err, ErrNotFound) {
 			t.Errorf("half of a batch: %v", err)
 		}
-		if _, err := l.Results(t.Context(), old.ID, 0, 10); !errors.Is(err, ErrCursorExpired) {
+		if _, _, err := l.Results(t.Context(), old.ID, 0, 10); !errors.Is(err, ErrCursorExpired) {
 			t.Errorf("results from the beginning: %v", err)
 		}
-		if got, err := l.Results(t.Context(), old.ID, 5, 100); err != nil || len(got) != 7 {
+		if got, _, err := l.Results(t.Context(), old.ID, 5, 100); err != nil || len(got) != 7 {
 			t.Errorf("%d results after the deleted ones, %v", len(got), err)
 		}
 		if err := l.CheckInvariant(t.Context()); err != nil {
@@ -161,7 +161,7 @@ func TestRetainBatches(t *testing.T) {
 			t.Errorf("deleted %d more", n)
 		}
 		for _, gone := range []Batch{old, cancelled} {
-			if _, err := l.Results(t.Context(), gone.ID, 0, 10); !errors.Is(err, ErrNotFound) {
+			if _, _, err := l.Results(t.Context(), gone.ID, 0, 10); !errors.Is(err, ErrNotFound) {
 				t.Errorf("results of what is gone: %v", err)
 			}
 		}

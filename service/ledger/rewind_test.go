@@ -562,7 +562,7 @@ func TestNumbersGoOnAboveTheLostOnes(t *testing.T) {
 				if held.Pos <= lost.Pos || after.Pos <= held.Pos {
 					t.Errorf("ids %v, %v after %v", held, after, lost)
 				}
-				if got, err := l.Results(t.Context(), b.ID, cursor, 10); err != nil || len(got) != 2 {
+				if got, _, err := l.Results(t.Context(), b.ID, cursor, 10); err != nil || len(got) != 2 {
 					t.Errorf("%d results after the cursor, %v", len(got), err)
 				}
 				// Again, from a backup that was made while it was held.
