@@ -148,9 +148,9 @@ const lanesOf = ` FROM {companies mine} CROSS JOIN (SELECT 1 AS lane UNION ALL S
 
 // waitingQuery gives the lanes that have a share which is on.
 var waitingQuery = `SELECT c.id, n.lane` + lanesOf + ` WHERE COALESCE(
-		(SELECT 1 FROM share x WHERE x.company = c.id AND x.lane = n.lane AND x.ready = 1 AND x.start_tag >= ` + shareFloor + `
+		(SELECT 1 FROM share x WHERE x.company{ready} = c.id AND x.lane = n.lane AND x.ready = 1 AND x.start_tag >= ` + shareFloor + `
 			ORDER BY x.start_tag, x.caller LIMIT 1),
-		(SELECT 1 FROM share x WHERE x.company = c.id AND x.lane = n.lane AND x.ready = 1 ORDER BY x.start_tag, x.caller LIMIT 1)) = 1 ORDER BY c.id, n.lane`
+		(SELECT 1 FROM share x WHERE x.company{ready} = c.id AND x.lane = n.lane AND x.ready = 1 ORDER BY x.start_tag, x.caller LIMIT 1)) = 1 ORDER BY c.id, n.lane`
 
 // lookQuery finds the first send of the first queue of the first share of each lane. Each first is a scalar
 // sub-select, which ends at one row of an index: a join with ORDER BY would sort the whole queue. Each step is
@@ -158,11 +158,11 @@ var waitingQuery = `SELECT c.id, n.lane` + lanesOf + ` WHERE COALESCE(
 // empty, begins anywhere else.
 var lookQuery = `WITH share_of AS MATERIALIZED (
 		SELECT c.id AS company, c.claim_no, n.lane AS lane,
-			(SELECT x.caller FROM share x WHERE x.company = c.id AND x.lane = n.lane AND x.ready = 1 AND x.start_tag >= ` + shareFloor + `
+			(SELECT x.caller FROM share x WHERE x.company{ready} = c.id AND x.lane = n.lane AND x.ready = 1 AND x.start_tag >= ` + shareFloor + `
 				ORDER BY x.start_tag, x.caller LIMIT 1) AS caller` + lanesOf + `
 	), queue_of AS MATERIALIZED (
 		SELECT f.company, x.weight AS share_weight, x.start_tag AS share_tag, x.queue_virtual,
-			(SELECT u.id FROM queue u WHERE u.company = f.company AND u.lane = f.lane AND u.caller = f.caller
+			(SELECT u.id FROM queue u WHERE u.company{ready} = f.company AND u.lane = f.lane AND u.caller = f.caller
 				AND u.state = 'open' AND u.ready = 1 AND u.start_tag >= ` + queueFloor + ` ORDER BY u.start_tag, u.id LIMIT 1) AS id
 		FROM share_of f {share of f} WHERE f.caller IS NOT NULL
 	), send_of AS MATERIALIZED (
@@ -268,7 +268,7 @@ func (c *claiming) search(company int64, lane Lane) error {
 		var tag Tag
 		found := false
 		c.t.read(`SELECT caller, start_tag, weight, queue_virtual FROM share
-			WHERE company = $1 AND lane = $2 AND ready = 1 AND (start_tag, caller) > ($3, $4) ORDER BY start_tag, caller LIMIT 1`,
+			WHERE company{ready} = $1 AND lane = $2 AND ready = 1 AND (start_tag, caller) > ($3, $4) ORDER BY start_tag, caller LIMIT 1`,
 			func(scan scanFunc) error {
 				found = true
 				return scan(&caller, &tag.Start, &tag.Weight, &tag.Virtual)
@@ -310,7 +310,7 @@ func (c *claiming) searchShare(company int64, lane Lane, caller string, share Ta
 		var q head
 		found := false
 		c.t.read(`SELECT id, start_tag, head_pos, looked_at FROM queue
-			WHERE company = $1 AND lane = $2 AND caller = $3 AND state = 'open' AND ready = 1 AND (start_tag, id) > ($4, $5)
+			WHERE company{ready} = $1 AND lane = $2 AND caller = $3 AND state = 'open' AND ready = 1 AND (start_tag, id) > ($4, $5)
 			ORDER BY start_tag, id LIMIT 1`, func(scan scanFunc) error {
 			found = true
 			return scan(&id, &start, &q.headPos, &q.lookedAt)
@@ -446,7 +446,7 @@ func (c *claiming) switchOffQueue(id QueueID, start int64) error {
 func (c *claiming) switchOffShare(key looseKey, start int64) error {
 	mine, ready := false, false
 	c.t.read(`SELECT caller FROM share WHERE company{newest} = $1 AND lane{newest} = $2 AND caller{newest caller} = $3 AND start_tag = $4 {all skip}`, yes(&mine), key.company, key.lane, key.caller, start)
-	c.t.read(`SELECT id FROM queue WHERE company = $1 AND lane = $2 AND caller = $3 AND state = 'open' AND ready = 1 LIMIT 1`,
+	c.t.read(`SELECT id FROM queue WHERE company{ready} = $1 AND lane = $2 AND caller = $3 AND state = 'open' AND ready = 1 LIMIT 1`,
 		yes(&ready), key.company, key.lane, key.caller)
 	if err := c.t.flush(); err != nil || !mine || ready {
 		return err

@@ -28,6 +28,7 @@ import (
 //	{newest}     behind each column of the key of a company, a share or a queue, with ORDER BY era DESC LIMIT 1 or start_tag DESC, or
 //	             era or start_tag known: go from the row's newest version, not past all that an old snapshot keeps; {newest caller}
 //	             is the same behind a share's caller
+//	{ready}      behind the company of shares and queues that are on: go through the index of these in its order
 //	{companies}, {companies lock}, {companies skip}  the companies c in list parameter $1, their newest versions, locked
 //	{companies mine}   of the companies in list parameter $1 those that this transaction has locked by lockCompanies or lockCompaniesSkip
 //	{note locked}      in these, what {companies mine} goes by
@@ -81,7 +82,7 @@ func newSQLiteDialect() *dialect {
 			"{now}", "clock_us()",
 			"{lock}", "", "{lock skip}", "", "{share}", "", "{all}", "", "{all skip}", "",
 			"{in 1}", "IN (SELECT value FROM json_each($1))",
-			"{alone}", "$1", "{greatest}", "max", "{newest}", "", "{newest caller}", "",
+			"{alone}", "$1", "{greatest}", "max", "{newest}", "", "{newest caller}", "", "{ready}", "",
 			"{companies}", sqliteCompanies, "{companies lock}", sqliteCompanies, "{companies skip}", sqliteCompanies, "{companies mine}", sqliteCompanies, "{note locked}", "''",
 			"{share of f}", "JOIN share x ON x.company = f.company AND x.lane = f.lane AND x.caller = f.caller",
 			"{queue of f}", "JOIN queue q ON q.company = f.company AND q.id = f.id",
@@ -135,7 +136,7 @@ func newPostgresDialect(timeline string) *dialect {
 			"{lock}", "FOR NO KEY UPDATE", "{lock skip}", "FOR NO KEY UPDATE SKIP LOCKED",
 			"{share}", "FOR KEY SHARE", "{all}", "FOR UPDATE", "{all skip}", "FOR UPDATE SKIP LOCKED",
 			"{in 1}", "= ANY($1::bigint[])",
-			"{alone}", "pg_advisory_xact_lock(1784, $1::int)", "{greatest}", "GREATEST", "{newest}", " + 0", "{newest caller}", " || ''",
+			"{alone}", "pg_advisory_xact_lock(1784, $1::int)", "{greatest}", "GREATEST", "{newest}", " + 0", "{newest caller}", " || ''", "{ready}", " - 0",
 			"{companies}", postgresCompanies("unnest($1::bigint[])", ""), "{companies lock}", postgresCompanies("unnest($1::bigint[])", "FOR NO KEY UPDATE"),
 			"{companies skip}", postgresCompanies("unnest($1::bigint[])", "FOR NO KEY UPDATE SKIP LOCKED"), "{companies mine}", postgresCompanies(isLocked, ""), "{note locked}", noteLocked,
 			"{share of f}", `CROSS JOIN LATERAL (SELECT * FROM share w WHERE w.company + 0 = f.company AND w.lane + 0 = f.lane AND w.caller || '' = f.caller

@@ -261,7 +261,7 @@ type Glance struct {
 func (l *Ledger) Glance(ctx context.Context, companies []int64) ([]Glance, error) {
 	var out []Glance
 	err := l.query(ctx, `SELECT c.id, {now}, c.claim_no, c.pace,
-			CASE WHEN EXISTS (SELECT 1 FROM share x WHERE x.company = c.id AND x.ready = 1) THEN 1 ELSE 0 END
+			CASE WHEN EXISTS (SELECT 1 FROM share x WHERE x.company{ready} = c.id AND x.ready = 1) THEN 1 ELSE 0 END
 		FROM {companies}`, func(scan scanFunc) error {
 		var g Glance
 		err := scan(&g.Company, &g.Now, &g.ClaimNo, &g.Pace, flag{&g.Ready})
