@@ -126,7 +126,7 @@ func (h *head) scanHead(scan scanFunc, more ...any) error {
 // served or switched off. So the search begins a little below, past the tags of long ago, which an old snapshot
 // keeps in the index. What was left behind further down, as far as two transactions can do that, is found by one claim in floorless.
 const (
-	floorDepth = 256 << 24 // turns of weight 1, as package pace counts: more than an add in flight can see go by
+	floorDepth = 64 << 24 // turns of weight 1, as package pace counts: more than an add in flight can see go by
 	floorless  = 256
 )
 
