@@ -98,11 +98,14 @@ func runLanguage(ctx context.Context, l language, f *file, b *binaries, withExam
 	if withExample && l.example != nil {
 		example.Go(func() { c.example = runExample(ctx, l, b) })
 	}
-	w, err := newWorld(f, b, l)
+	w, err := newWorld(f, b)
 	if err != nil {
 		return c, err
 	}
 	defer w.close()
+	if err := w.inhabit(ctx, l); err != nil {
+		return c, err
+	}
 	for _, s := range f.Scenarios {
 		if !s.runsOn(l) {
 			continue

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"strings"
 	"time"
@@ -22,13 +23,15 @@ type playing struct {
 // play runs a scenario and then compares what reached users with what should have.
 func (w *world) play(ctx context.Context, s scenario) error {
 	now := time.Now().UTC()
-	p := &playing{world: w, scenario: s, background: map[string]*call{}, vars: variables{
+	p := &playing{world: w, scenario: s, background: map[string]*call{}, vars: maps.Clone(w.identities)}
+	maps.Copy(p.vars, variables{
 		"run":     strings.ReplaceAll(s.Name, " ", "-"),
 		"in_1s":   now.Add(time.Second).Format(time.RFC3339Nano),
+		"in_2s":   now.Add(2 * time.Second).Format(time.RFC3339Nano),
 		"in_1h":   now.Add(time.Hour).Format(time.RFC3339Nano),
 		"large":   strings.Repeat("a", 5<<20),
 		"filling": filling(100),
-	}}
+	})
 	if err := w.control(ctx, "/reset", nil, nil); err != nil {
 		return err
 	}
@@ -83,6 +86,10 @@ func (p *playing) step(ctx context.Context, s step) error {
 	case s.Stop != "":
 		p.servers[s.Stop].child.stop()
 		return nil
+	case s.Backup != "":
+		return p.backUp(s.Backup)
+	case s.Restore != "":
+		return p.restore(s.Restore)
 	}
 	return fmt.Errorf("the step says nothing to do")
 }
@@ -137,6 +144,7 @@ func (p *playing) begin(s step) (*call, error) {
 	if command.Address, err = p.address(s.Server); err != nil {
 		return nil, err
 	}
+	command.TLS = p.files(s.TLS)
 	return p.runner.start(command)
 }
 

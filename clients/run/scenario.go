@@ -28,6 +28,10 @@ type worldSpec struct {
 	// Companies and Bounds are the server's; see the configuration's schema.
 	Companies []companySpec   `json:"companies"`
 	Bounds    json.RawMessage `json:"bounds"`
+	// Keys are the callers that get an API key, made by `jelou-facade caller new`: ${NAME.key} and ${NAME.sha256}.
+	Keys []string `json:"keys"`
+	// Servers are what else each server's configuration has, by the server's name. Files are those of identities.
+	Servers map[string]json.RawMessage `json:"servers"`
 }
 
 // companySpec is a company of the server. Its credential at Jelou is its id, twice.
@@ -67,6 +71,8 @@ type step struct {
 	Arrived int             `json:"arrived"` // requests at Jelou: waits for as many
 	Cut     bool            `json:"cut"`     // cuts all connections to the server
 	Stop    string          `json:"stop"`    // this server
+	Backup  string          `json:"backup"`  // this server's ledger
+	Restore string          `json:"restore"` // this server's ledger from its backup
 
 	Message string `json:"message"` // of Await: opened, ack, result, progress or end
 
@@ -77,6 +83,7 @@ type step struct {
 	Answer      json.RawMessage   `json:"answer"`       // of the server stand-in
 	Timeout     string            `json:"timeout"`      // as 500ms; the client's own when empty
 	Metadata    map[string]string `json:"metadata"`     // sent along
+	TLS         *exchange.TLS     `json:"tls"`          // of the connection, by files of identities
 	Bare        bool              `json:"bare"`         // without what the client does by itself
 	KeepOpen    bool              `json:"keep_open"`    // a stream's upload
 	CancelAfter map[string]int    `json:"cancel_after"` // messages of a stream
@@ -126,7 +133,10 @@ func readFile(name string) (*file, error) {
 // command is the runner's part of a step.
 func (s step) command(vars variables) (exchange.Command, error) {
 	c := exchange.Command{
-		Metadata: s.Metadata, Bare: s.Bare, KeepOpen: s.KeepOpen, CancelAfter: s.CancelAfter, HTTP: s.HTTP,
+		Bare: s.Bare, KeepOpen: s.KeepOpen, CancelAfter: s.CancelAfter, HTTP: s.HTTP, TLS: s.TLS, Metadata: map[string]string{},
+	}
+	for name, value := range s.Metadata {
+		c.Metadata[name] = string(vars.fill(json.RawMessage(value)))
 	}
 	if s.Timeout != "" {
 		timeout, err := time.ParseDuration(s.Timeout)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -9,15 +10,18 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/jelou-facade/jelou-facade/clients/exchange"
 )
 
 // world is a simulated Jelou, the servers in front of it, and the runner of one language.
 type world struct {
-	file     *file
-	binaries *binaries
-	language language
-	folder   string
-	log      int // number of log files
+	file       *file
+	binaries   *binaries
+	language   language
+	folder     string
+	log        int       // number of log files
+	identities variables // what servers and callers are known by
 
 	simulator string // control URL
 	jelou     string // API URL
@@ -27,26 +31,42 @@ type world struct {
 	endings   []func()
 }
 
-// server is one jelou-facade.
+// server is one jelou-facade with its configuration file, and where it listens itself.
 type server struct {
 	child      *child
+	config     string
+	ledger     string
+	grpcAt     string
+	restAt     string
+	scheme     string // of REST
 	grpc, rest *proxy
 }
 
-func newWorld(f *file, b *binaries, l language) (*world, error) {
+// newWorld makes a world without a language: nothing but the simulator runs.
+func newWorld(f *file, b *binaries) (*world, error) {
 	folder, err := os.MkdirTemp("", "jelou-clients-")
 	if err != nil {
 		return nil, err
 	}
-	w := &world{file: f, binaries: b, language: l, folder: folder, servers: map[string]*server{}}
+	w := &world{file: f, binaries: b, folder: folder, servers: map[string]*server{}}
 	w.atEnd(func() { _ = os.RemoveAll(folder) })
-	for _, start := range []func() error{w.startSimulator, w.startStandIn, w.startRunner} {
-		if err := start(); err != nil {
-			w.close()
-			return nil, err
-		}
+	if err := w.startSimulator(); err != nil {
+		w.close()
+		return nil, err
 	}
 	return w, nil
+}
+
+// inhabit has a language's runner call the servers of the world.
+func (w *world) inhabit(ctx context.Context, l language) error {
+	w.language = l
+	if err := w.makeIdentities(ctx); err != nil {
+		return err
+	}
+	if err := w.startStandIn(); err != nil {
+		return err
+	}
+	return w.startRunner()
 }
 
 func (w *world) atEnd(f func()) { w.endings = append(w.endings, f) }
@@ -108,84 +128,139 @@ func (w *world) startRunner() (err error) {
 	return err
 }
 
-// address is where a server listens for the language, which is started when it is first asked for.
+// address is where a server listens for the language.
 func (w *world) address(name string) (string, error) {
-	name = or(name, "main")
 	if name == "stand-in" {
 		return w.stand.address(w.language.rest), nil
 	}
-	s := w.servers[name]
-	if s == nil {
-		var err error
-		if s, err = w.startServer(name); err != nil {
-			return "", err
-		}
-		w.servers[name] = s
+	s, err := w.server(or(name, "main"))
+	if err != nil {
+		return "", err
 	}
 	if w.language.rest {
-		return "http://" + s.rest.address(), nil
+		return s.scheme + "://" + s.rest.address(), nil
 	}
 	return s.grpc.address(), nil
 }
 
-// startServer starts a server by its name: the ledger of held is a copy, as a restored backup is.
-func (w *world) startServer(name string) (*server, error) {
-	ledger := filepath.Join(w.folder, name+".db")
-	if name == "held" {
-		first, _, _, err := w.startFacade(name, filepath.Join(w.folder, "original.db"))
+// files are those of a connection where they are.
+func (w *world) files(t *exchange.TLS) *exchange.TLS {
+	if t == nil {
+		return nil
+	}
+	at := *t
+	for _, name := range []*string{&at.CA, &at.Cert, &at.Key} {
+		if *name != "" {
+			*name = filepath.Join(w.folder, *name)
+		}
+	}
+	return &at
+}
+
+// server is the one of a name, which is started when it is first asked for.
+func (w *world) server(name string) (*server, error) {
+	if s := w.servers[name]; s != nil {
+		return s, nil
+	}
+	s := &server{config: filepath.Join(w.folder, name+".json"), ledger: filepath.Join(w.folder, name+".db"), grpcAt: "127.0.0.1:0", restAt: "127.0.0.1:0"}
+	if err := w.writeConfig(name, s); err != nil {
+		return nil, err
+	}
+	if err := w.startFacade(s); err != nil {
+		return nil, err
+	}
+	for _, side := range []struct {
+		at    string
+		proxy **proxy
+	}{{s.grpcAt, &s.grpc}, {s.restAt, &s.rest}} {
+		p, err := newProxy(side.at)
 		if err != nil {
 			return nil, err
 		}
-		first.stop()
-		data, err := os.ReadFile(filepath.Join(w.folder, "original.db"))
-		if err != nil {
-			return nil, err
-		}
-		if err := os.WriteFile(ledger, data, 0o600); err != nil {
-			return nil, err
-		}
+		w.atEnd(p.close)
+		*side.proxy = p
 	}
-	c, grpc, rest, err := w.startFacade(name, ledger)
-	if err != nil {
-		return nil, err
-	}
-	s := &server{child: c}
-	if s.grpc, err = newProxy(grpc); err != nil {
-		return nil, err
-	}
-	w.atEnd(s.grpc.close)
-	if s.rest, err = newProxy(rest); err != nil {
-		return nil, err
-	}
-	w.atEnd(s.rest.close)
+	w.servers[name] = s
 	return s, nil
 }
 
-// startFacade starts the server and returns where it listens.
-func (w *world) startFacade(name, ledger string) (c *child, grpc, rest string, err error) {
-	config := filepath.Join(w.folder, name+".json")
-	if err := w.writeConfig(config, ledger); err != nil {
-		return nil, "", "", err
+// startFacade starts the server's process, again at the same addresses.
+func (w *world) startFacade(s *server) (err error) {
+	if s.child, err = w.start(w.binaries.facade, "serve", "--config", s.config, "--grpc-addr", s.grpcAt, "--http-addr", s.restAt); err != nil {
+		return err
 	}
-	if c, err = w.start(w.binaries.facade, "serve", "--config", config, "--grpc-addr", "127.0.0.1:0", "--http-addr", "127.0.0.1:0"); err != nil {
-		return nil, "", "", err
+	if s.grpcAt, err = s.child.line("gRPC "); err != nil {
+		return err
 	}
-	if grpc, err = c.line("gRPC "); err != nil {
-		return nil, "", "", err
+	rest, err := s.child.line("REST ")
+	if err != nil {
+		return err
 	}
-	if rest, err = c.line("REST http://"); err != nil {
-		return nil, "", "", err
+	s.scheme, s.restAt, _ = strings.Cut(rest, "://")
+	return nil
+}
+
+// backUp copies a server's ledger: a stopped process leaves everything in the one file.
+func (w *world) backUp(name string) error {
+	s, err := w.server(name)
+	if err != nil {
+		return err
 	}
-	return c, grpc, rest, nil
+	s.child.stop()
+	data, err := os.ReadFile(s.ledger)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(s.ledger+".backup", data, 0o600); err != nil {
+		return err
+	}
+	return w.startFacade(s)
+}
+
+// restore puts the copy in the place of the ledger.
+func (w *world) restore(name string) error {
+	s, err := w.server(name)
+	if err != nil {
+		return err
+	}
+	s.child.stop()
+	if err := os.Rename(s.ledger+".backup", s.ledger); err != nil {
+		return err
+	}
+	return w.startFacade(s)
 }
 
 // writeConfig writes the server's configuration, which is YAML and so may be JSON.
-func (w *world) writeConfig(name, ledger string) error {
+func (w *world) writeConfig(name string, s *server) error {
+	own, ok := w.file.World.Servers[name]
+	if !ok {
+		return fmt.Errorf("the world has no server %q", name)
+	}
+	companies, err := w.companies()
+	if err != nil {
+		return err
+	}
+	config := map[string]any{
+		"ledger": map[string]any{"path": s.ledger}, "companies": companies, "bounds": w.file.World.Bounds,
+		"admin": map[string]any{"address": "127.0.0.1:0"}, "log": map[string]any{"level": "INFO", "format": "TEXT"}, "shutdown": map[string]any{"drain_timeout": "1s"},
+	}
+	if err := json.Unmarshal(w.identities.fill(own), &config); err != nil {
+		return fmt.Errorf("server %s: %w", name, err)
+	}
+	data, err := json.Marshal(config)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(s.config, data, 0o600)
+}
+
+// companies are those of every server, as its configuration has them.
+func (w *world) companies() ([]map[string]any, error) {
 	var companies []map[string]any
 	for _, spec := range w.file.World.Companies {
 		credential := filepath.Join(w.folder, spec.ID+".credential")
 		if err := os.WriteFile(credential, []byte(spec.ID+"\n"), 0o600); err != nil {
-			return err
+			return nil, err
 		}
 		company := map[string]any{
 			"id": spec.ID, "bots": spec.Bots, "base_url": or(spec.BaseURL, w.jelou), "client_id_file": credential, "client_secret_file": credential,
@@ -196,21 +271,13 @@ func (w *world) writeConfig(name, ledger string) error {
 		if spec.Answer != nil {
 			url, err := w.startAnswer(spec.Answer.Status, spec.Answer.Body)
 			if err != nil {
-				return err
+				return nil, err
 			}
 			company["base_url"] = url
 		}
 		companies = append(companies, company)
 	}
-	config := map[string]any{
-		"ledger": map[string]any{"path": ledger}, "companies": companies, "bounds": w.file.World.Bounds,
-		"admin": map[string]any{"address": "127.0.0.1:0"}, "log": map[string]any{"level": "INFO", "format": "TEXT"}, "shutdown": map[string]any{"drain_timeout": "1s"},
-	}
-	data, err := json.Marshal(config)
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(name, data, 0o600)
+	return companies, nil
 }
 
 // startAnswer is a Jelou that answers the same to everything.
