@@ -31,7 +31,7 @@ export function facadeTransport(options: GrpcTransportOptions): Transport {
         try {
           return await inner.unary(method, signal, deadline - Date.now(), header, message as typeof input, contextValues);
         } catch (reason) {
-          const error = honest(reason);
+          const error = honest(reason, signal);
           const wait = backoff(config, attempt);
           if (error.code !== Code.Unavailable || wait === undefined || Date.now() + wait >= deadline) throw error;
           await sleep(wait, undefined, { signal });
@@ -41,9 +41,9 @@ export function facadeTransport(options: GrpcTransportOptions): Transport {
     async stream(method, signal, timeoutMs, header, input, contextValues) {
       try {
         const response = await inner.stream(method, signal, timeoutMs, header, identifiedAll(method.input, input), contextValues);
-        return { ...response, message: honestly(response.message) } as StreamResponse<typeof method.input, typeof method.output>;
+        return { ...response, message: honestly(response.message, signal) } as StreamResponse<typeof method.input, typeof method.output>;
       } catch (reason) {
-        throw honest(reason);
+        throw honest(reason, signal);
       }
     },
   };
@@ -57,18 +57,22 @@ function backoff(config: MethodConfig | undefined, attempt: number): number | un
   return longest * (0.8 + 0.4 * Math.random());
 }
 
-/** A broken connection is ABORTED or INTERNAL for connect-node, UNAVAILABLE for every other gRPC client. What the server said has details. */
-function honest(reason: unknown): ConnectError {
+/**
+ * A broken connection is ABORTED, INTERNAL or CANCELLED (where nobody cancelled) for connect-node, UNAVAILABLE for every other gRPC client.
+ * What the server said has details.
+ */
+function honest(reason: unknown, signal: AbortSignal | undefined): ConnectError {
   const error = ConnectError.from(reason);
-  const broken = (error.code === Code.Aborted || error.code === Code.Internal) && error.details.length === 0 && error.cause !== undefined;
+  const failed = (error.code === Code.Aborted || error.code === Code.Internal) && error.cause !== undefined;
+  const broken = error.details.length === 0 && (failed || (error.code === Code.Canceled && !signal?.aborted));
   return broken ? new ConnectError(error.rawMessage, Code.Unavailable, error.metadata, undefined, error.cause) : error;
 }
 
-async function* honestly<T>(messages: AsyncIterable<T>): AsyncIterable<T> {
+async function* honestly<T>(messages: AsyncIterable<T>, signal: AbortSignal | undefined): AsyncIterable<T> {
   try {
     yield* messages;
   } catch (reason) {
-    throw honest(reason);
+    throw honest(reason, signal);
   }
 }
 
