@@ -31,7 +31,8 @@ type Command struct {
 	Metadata map[string]string `json:"metadata,omitempty"`
 	// Bare leaves out what the client does by itself: request_id, retries, deadline.
 	Bare bool `json:"bare,omitempty"`
-	// Repeat is how often a unary call is made, Concurrency how many at a time, to measure. Zero: once.
+	// Repeat is how often a unary call is made, with one of Requests after the other, and Concurrency how many at a time, to
+	// measure. Zero: once.
 	Repeat      int `json:"repeat,omitempty"`
 	Concurrency int `json:"concurrency,omitempty"`
 	// HTTP is a request beside the OpenAPI document, for the REST runner only.

@@ -123,9 +123,9 @@ def measure(command):
     make = callable_of(channel_of(command), command, method)
 
     def some(_):
-        for _ in range(command["repeat"] // command["concurrency"]):
+        for i in range(command["repeat"] // command["concurrency"]):
             request = type(requests[0])()
-            request.CopyFrom(requests[0])
+            request.CopyFrom(requests[i % len(requests)])
             make(request)
 
     start = time.monotonic()

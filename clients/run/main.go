@@ -4,7 +4,7 @@
 //	go run ./clients/run                       all languages: install, build, example, scenarios
 //	go run ./clients/run -only python          one language
 //	go run ./clients/run -scenarios '^batch'   some scenarios
-//	go run ./clients/run -bench                measure calls per second, too
+//	go run ./clients/run -bench                measure calls per second, instead
 package main
 
 import (
@@ -37,7 +37,8 @@ func run(ctx context.Context, args []string) error {
 	var (
 		only    = flags.String("only", "", "comma-separated `languages`; all when empty")
 		pattern = flags.String("scenarios", "", "run the scenarios whose names match the `regular expression`")
-		bench   = flags.Bool("bench", false, "measure calls per second beside a bare gRPC server")
+		bench   = flags.Bool("bench", false, "play no scenarios: measure calls per second to jelou-facade and to a bare server")
+		asJSON  = flags.Bool("json", false, "with -bench: print one JSON object on the last line")
 		verbose = flags.Bool("v", false, "print each scenario with its time")
 	)
 	if err := flags.Parse(args); err != nil {
@@ -61,6 +62,10 @@ func run(ctx context.Context, args []string) error {
 		return err
 	}
 
+	if *bench {
+		return runBench(ctx, chosen, binaries, *asJSON)
+	}
+
 	table := results{file: f}
 	for _, l := range chosen {
 		column, err := runLanguage(ctx, l, f, binaries, *pattern == "", *verbose)
@@ -70,11 +75,6 @@ func run(ctx context.Context, args []string) error {
 		table.columns = append(table.columns, column)
 	}
 	table.print(os.Stdout)
-	if *bench {
-		if err := runBench(ctx, chosen, f, binaries); err != nil {
-			return err
-		}
-	}
 	return table.err()
 }
 

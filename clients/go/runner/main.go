@@ -208,8 +208,8 @@ func measure(c exchange.Command, conn *grpc.ClientConn) (float64, error) {
 	start := time.Now()
 	for range c.Concurrency {
 		running.Go(func() {
-			for range c.Repeat / c.Concurrency {
-				if err := conn.Invoke(context.Background(), "/"+c.RPC, proto.Clone(requests[0]), newMessage(method.Output())); err != nil {
+			for i := range c.Repeat / c.Concurrency {
+				if err := conn.Invoke(context.Background(), "/"+c.RPC, proto.Clone(requests[i%len(requests)]), newMessage(method.Output())); err != nil {
 					failed <- err
 					return
 				}

@@ -242,8 +242,9 @@ where
     T: Message + Default + Clone + 'static,
     U: Message + Default + 'static,
 {
-    let message = parse::<T>(command)?.pop().ok_or_else(|| Status::internal("no request"))?;
+    let messages = parse::<T>(command)?;
     if command.repeat == 0 {
+        let message = messages.into_iter().next().ok_or_else(|| Status::internal("no request"))?;
         let answer = once::<S, C, T, U>(service, request(command, message)?, &command.rpc).await?;
         output.send(Reply { message: Some(written(command, &answer)?), ..Reply::default() });
         return Ok(None);
@@ -251,10 +252,10 @@ where
     let start = Instant::now();
     let mut running = JoinSet::new();
     for _ in 0..command.concurrency {
-        let (service, message, rpc) = (service.clone(), message.clone(), command.rpc.clone());
+        let (service, messages, rpc) = (service.clone(), messages.clone(), command.rpc.clone());
         let calls = command.repeat / command.concurrency;
         running.spawn(async move {
-            for _ in 0..calls {
+            for message in messages.iter().cycle().take(calls) {
                 once::<S, C, T, U>(service.clone(), Request::new(message.clone()), &rpc).await?;
             }
             Ok(())

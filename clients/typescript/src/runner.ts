@@ -1,7 +1,7 @@
 // Carries out the calls of clients/run: node dist/runner.js connect-node | grpc-js.
 import { readFileSync } from "node:fs";
 import { createInterface } from "node:readline";
-import { createRegistry, fromJson, toJson, type DescMethod, type JsonValue, type Message } from "@bufbuild/protobuf";
+import { clone, createRegistry, fromJson, toJson, type DescMethod, type JsonValue, type Message } from "@bufbuild/protobuf";
 import { reflect } from "@bufbuild/protobuf/reflect";
 import type { Transport } from "@connectrpc/connect";
 import { createGrpcTransport } from "@connectrpc/connect-node";
@@ -137,7 +137,7 @@ async function carryOut(caller: Caller, command: Command): Promise<void> {
     const requests = command.requests.map((r) => fromJson(method.input, r, { registry }));
     const received = (m: Message) => reply({ message: toJson(method.output, m, { registry, useProtoFieldName: true }) });
     if (command.repeat) {
-      reply({ seconds: await measure(caller, command, method, requests[0]) });
+      reply({ seconds: await measure(caller, command, method, requests) });
       return;
     }
     if (method.methodKind === "unary") {
@@ -173,10 +173,10 @@ async function stream(caller: Caller, command: Command, method: DescMethod, requ
   }
 }
 
-async function measure(caller: Caller, command: Command, method: DescMethod, request: Message): Promise<number> {
+async function measure(caller: Caller, command: Command, method: DescMethod, requests: Message[]): Promise<number> {
   const start = performance.now();
   await Promise.all(Array.from({ length: command.concurrency! }, async () => {
-    for (let i = 0; i < command.repeat! / command.concurrency!; i++) await caller.unary(command, method, request);
+    for (let i = 0; i < command.repeat! / command.concurrency!; i++) await caller.unary(command, method, clone(method.input, requests[i % requests.length]));
   }));
   return (performance.now() - start) / 1000;
 }
