@@ -39,6 +39,9 @@ func (s *batchServer) WatchBatch(r *facadev1.WatchBatchRequest, stream grpc.Serv
 	if err != nil {
 		return err
 	}
+	if _, err := s.batchNow(stream.Context(), id); err != nil {
+		return err
+	}
 	return s.report(stream.Context(), id, after, nil, reporter{
 		result: func(result *facadev1.BatchResult) error {
 			return stream.Send(&facadev1.WatchBatchResponse{Event: &facadev1.WatchBatchResponse_Result{Result: result}})
@@ -130,11 +133,6 @@ func (s *batchServer) reportAll(ctx context.Context, id ledger.QueueID, after in
 	defer owner.Stop()
 	old := s.streamEnd(ctx)
 	defer old.Stop()
-	// Errors of who may not see the batch come first.
-	b, err := s.batchNow(ctx, id)
-	if err != nil {
-		return err
-	}
 	acked, look := int64(0), true
 	for {
 		if u != nil {
@@ -155,7 +153,8 @@ func (s *batchServer) reportAll(ctx context.Context, id ledger.QueueID, after in
 			case more:
 				continue // acknowledgements in between
 			case ended:
-				if b, err = s.batchNow(ctx, id); err != nil {
+				b, err := s.batchNow(ctx, id)
+				if err != nil {
 					return err
 				}
 				return to.end(s.toBatch(ctx, b))
@@ -167,14 +166,16 @@ func (s *batchServer) reportAll(ctx context.Context, id ledger.QueueID, after in
 		case <-u.stored():
 			look = false // results have a signal of their own
 		case <-progress.C:
-			if b, err = s.batchNow(ctx, id); err != nil {
+			b, err := s.batchNow(ctx, id)
+			if err != nil {
 				return err
 			}
 			if err := to.progress(s.toBatch(ctx, b)); err != nil {
 				return err
 			}
 		case <-owner.C:
-			if b, err = s.batchNow(ctx, id); err != nil {
+			b, err := s.batchNow(ctx, id)
+			if err != nil {
 				return err
 			}
 			if u != nil && b.Uploader != u.uploader {
