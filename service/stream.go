@@ -144,30 +144,29 @@ func upload(r *http.Request, stream grpc.BidiStreamingClient[facadev1.StreamBatc
 		}
 		failed <- stream.CloseSend()
 	})
-	type event struct {
-		message *facadev1.StreamBatchResponse
-		err     error
-	}
-	events := make(chan event)
+	events := make(chan proto.Message)
+	ended := make(chan error, 1) // apart, so that the end is told even when the call's time is up
 	ctx := stream.Context()
 	go func() {
 		for {
 			m, err := stream.Recv()
-			select {
-			case events <- event{m, err}:
-			case <-ctx.Done():
+			if err != nil {
+				ended <- err
 				return
 			}
-			if err != nil {
-				return
+			select {
+			case events <- m:
+			case <-ctx.Done(): // the next Recv says why
 			}
 		}
 	}()
 	return func() (proto.Message, error) {
 		for {
 			select {
-			case e := <-events:
-				return e.message, e.err
+			case m := <-events:
+				return m, nil
+			case err := <-ended:
+				return nil, err
 			case err := <-failed:
 				if c, ok := errors.AsType[crash](err); ok {
 					panic(c)
