@@ -20,7 +20,7 @@ GENERATED := gen proto service/openapi.json
 comma := ,
 
 .DEFAULT_GOAL := help
-.PHONY: alerts clients client_tools help run build reproducible sbom licences vulnerabilities test postgres generate generated docs session lint breaking modules check tools prometheus systemd deploy-check pgbouncer dashboard browser
+.PHONY: alerts clients client_tools openapi-check python help run build reproducible sbom licences vulnerabilities test postgres generate generated docs session lint breaking modules check tools prometheus systemd deploy-check pgbouncer dashboard browser
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,11 @@ test: postgres pgbouncer prometheus ## Run all tests with the race detector, on 
 
 clients: third_party/proto client_tools ## Play clients/scenarios.json with the client of every language
 	go run ./clients/run
+
+openapi-check: python ## Hold service/openapi.json to Swagger 2.0, and the running server to it with Schemathesis
+	go build -o bin/ ./cmd/jelou-facade ./cmd/jelousim
+	cd internal/openapi/check && python3 -m venv .venv && .venv/bin/pip install --quiet --require-hashes -r requirements.txt
+	internal/openapi/check/.venv/bin/python internal/openapi/check/check.py bin
 
 deploy-check: systemd ## Hold deploy/ to what Helm, Kubernetes, Compose, BuildKit and systemd say about it
 	cd deploy/check && go vet . && go test -count=1 .
@@ -107,7 +112,7 @@ licences: ## Check that everything that is linked in has a licence that asks for
 vulnerabilities: ## Look for known vulnerabilities in what is called; needs vuln.go.dev, so it is no part of check
 	$(TOOL) govulncheck ./...
 
-check: test generated lint clients breaking modules licences sbom reproducible deploy-check ## Run everything that CI runs
+check: test generated lint clients openapi-check breaking modules licences sbom reproducible deploy-check ## Run everything that CI runs
 
 tools: third_party/proto # Compile the tools, for .ci/run
 	$(BUF) --version
@@ -152,6 +157,9 @@ prometheus:
 
 systemd:
 	$(call available,command -v systemd-analyze >/dev/null && command -v systemd-sysusers >/dev/null,systemd,systemd's programs: run them on Linux with systemd installed (Debian: systemd))
+
+python:
+	$(call available,python3 -c 'import ensurepip' 2>/dev/null,python3-venv,Python 3.10 with venv)
 
 # The clients install their libraries themselves: here it is only checked that their languages are there.
 client_tools:

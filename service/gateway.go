@@ -10,12 +10,16 @@ import (
 	"mime"
 	"net/http"
 	"net/textproto"
+	"regexp"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
 	"github.com/swaggest/swgui/v5emb"
+	"google.golang.org/genproto/googleapis/api/annotations"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	spb "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc"
@@ -24,6 +28,8 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
 
 	facadev1 "github.com/jelou-facade/jelou-facade/gen/jelou/facade/v1"
 
@@ -82,9 +88,9 @@ func newGateway(ctx context.Context, conn grpc.ClientConnInterface, d *doors, ot
 			writeError(w, gatewayStatus(r, err))
 		}),
 		runtime.WithRoutingErrorHandler(func(_ context.Context, _ *runtime.ServeMux, _ runtime.Marshaler, w http.ResponseWriter, r *http.Request, code int) {
-			writeError(w, routingFault(r, code).GRPCStatus())
+			writeRoutingError(w, r, code)
 		}),
-		runtime.WithMiddlewares(d.knocked, strictRequest),
+		runtime.WithMiddlewares(strictMethod, d.knocked, strictRequest),
 	)
 	for _, register := range []func(context.Context, *runtime.ServeMux, grpc.ClientConnInterface) error{
 		registerClient(facadev1.RegisterMessageServiceHandlerClient, facadev1.NewMessageServiceClient),
@@ -305,6 +311,74 @@ func bodyFault(err error) *fault {
 	}
 	return newFault(facadev1.ErrorReason_INVALID_JSON, "the body could not be read to its end").because(err)
 }
+
+// strictMethod tells a wrong method where the router takes what stands behind the colon for a part of an id: GET /v1/sends/s-9KD:cancel.
+func strictMethod(next runtime.HandlerFunc) runtime.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request, path map[string]string) {
+		if strings.Contains(r.URL.Path, ":") && !slices.Contains(methodsOf(r.URL.Path), r.Method) {
+			writeRoutingError(w, r, http.StatusMethodNotAllowed)
+			return
+		}
+		next(w, r, path)
+	}
+}
+
+// writeRoutingError answers what the router found.
+func writeRoutingError(w http.ResponseWriter, r *http.Request, code int) {
+	if code == http.StatusMethodNotAllowed {
+		w.Header().Set("Allow", strings.Join(methodsOf(r.URL.Path), ", "))
+	}
+	writeError(w, routingFault(r, code).GRPCStatus())
+}
+
+// methodsOf are the methods of the route that a path is of: of a route with a verb, such as :cancel, before one that would have the
+// verb in an id.
+func methodsOf(path string) (methods []string) {
+	verb := false
+	for _, route := range routes() {
+		if !route.path.MatchString(path) {
+			continue
+		}
+		if route.verb && !verb {
+			verb, methods = true, nil
+		}
+		if route.verb == verb {
+			methods = append(methods, route.method)
+		}
+	}
+	return methods
+}
+
+// A route is one of the protos' HTTP rules.
+type route struct {
+	method string
+	path   *regexp.Regexp
+	verb   bool
+}
+
+var pathField = regexp.MustCompile(`\\{[a-z_]+\\}`)
+
+// routes are all routes of the API. The router keeps its own to itself.
+var routes = sync.OnceValue(func() (all []route) {
+	protoregistry.GlobalFiles.RangeFilesByPackage(facadev1.File_jelou_facade_v1_send_service_proto.Package(), func(file protoreflect.FileDescriptor) bool {
+		for i := range file.Services().Len() {
+			methods := file.Services().Get(i).Methods()
+			for j := range methods.Len() {
+				rule := proto.GetExtension(methods.Get(j).Options(), annotations.E_Http).(*annotations.HttpRule)
+				for _, rule := range append([]*annotations.HttpRule{rule}, rule.GetAdditionalBindings()...) {
+					method, template := http.MethodGet, rule.GetGet()
+					if template == "" {
+						method, template = http.MethodPost, rule.GetPost()
+					}
+					path := pathField.ReplaceAllString(regexp.QuoteMeta(template), "[^/]+")
+					all = append(all, route{method, regexp.MustCompile("^" + path + "$"), strings.Contains(template, ":")})
+				}
+			}
+		}
+		return true
+	})
+	return all
+})
 
 // routingFault is what the router found.
 func routingFault(r *http.Request, code int) *fault {

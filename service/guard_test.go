@@ -11,8 +11,11 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
+	"unicode"
 
 	"buf.build/go/protovalidate"
 	"google.golang.org/genproto/googleapis/api/annotations"
@@ -204,6 +207,24 @@ func FuzzStatus(f *testing.F) {
 			t.Fatalf("%d bytes of details: %v", len(data), err)
 		}
 	})
+}
+
+// TestErrorsInOpenAPI holds the document's responses to the table: each reason stands at its status.
+func TestErrorsInOpenAPI(t *testing.T) {
+	var document struct {
+		Responses map[string]struct{ Description string }
+	}
+	if err := json.Unmarshal(openAPI, &document); err != nil {
+		t.Fatal(err)
+	}
+	ofNoOperation := []int{http.StatusMethodNotAllowed, http.StatusNotImplemented}
+	for _, row := range table {
+		code := httpStatus((&fault{reason: row.reason}).GRPCStatus())
+		words := strings.FieldsFunc(document.Responses[strconv.Itoa(code)].Description, func(r rune) bool { return r != '_' && !unicode.IsLetter(r) })
+		if !slices.Contains(words, row.reason.String()) && !slices.Contains(ofNoOperation, code) {
+			t.Errorf("openapi.json does not have %s among the errors with status %d", row.reason, code)
+		}
+	}
 }
 
 var update = flag.Bool("update", false, "write the generated documents anew")

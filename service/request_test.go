@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -219,5 +220,28 @@ func TestUploadAnsweredEarly(t *testing.T) {
 	}
 	if n := answered.Load(); n < 20 {
 		t.Errorf("%d of 40 had their answer", n)
+	}
+}
+
+// TestWrongMethod: 405 tells by Allow which methods the path has, also where what stands behind a colon could be read as a part of an id.
+func TestWrongMethod(t *testing.T) {
+	f := newFacade(t, nil)
+	for _, c := range []struct{ method, path, allow string }{
+		{http.MethodDelete, "/v1/sends/s-1", "GET"},
+		{http.MethodPut, "/v1/batches", "GET, POST"},
+		{http.MethodGet, "/v1/sends/s-1:cancel", "POST"},
+		{http.MethodPost, "/v1/batches/b-1:watch", "GET"},
+		{http.MethodGet, "/v1/batches:stream", "POST"},
+	} {
+		r, err := http.NewRequestWithContext(t.Context(), c.method, f.rest+c.path, nil)
+		f.must(err)
+		answer, err := http.DefaultClient.Do(r)
+		f.must(err)
+		_ = answer.Body.Close()
+		allow := strings.Split(answer.Header.Get("Allow"), ", ")
+		slices.Sort(allow)
+		if got := strings.Join(allow, ", "); answer.StatusCode != http.StatusMethodNotAllowed || got != c.allow {
+			t.Errorf("%s %s: %s, Allow %q, want %q", c.method, c.path, answer.Status, got, c.allow)
+		}
 	}
 }

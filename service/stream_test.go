@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -156,6 +157,35 @@ func TestUploadAsEvents(t *testing.T) {
 	if seen["opened"] != 1 || seen["result"] != 2 || seen["ack"] < 1 || seen["error"] != 0 {
 		t.Errorf("events %v", seen)
 	}
+}
+
+// TestUploadTimeIsUp: an upload that is not sealed lasts as long as its caller waits, and says so in its last line.
+func TestUploadTimeIsUp(t *testing.T) {
+	f := newFacade(t, nil)
+	var uploads sync.WaitGroup
+	for range 16 { // where the end can get lost it does so now and then
+		uploads.Go(func() {
+			ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+			defer cancel()
+			r, err := http.NewRequestWithContext(ctx, http.MethodPost, f.rest+"/v1/batches:stream", strings.NewReader(`{"open": {"spec": {"bot_id": "demo"}}}`))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			r.Header.Set("Content-Type", "application/x-ndjson")
+			r.Header.Set("Grpc-Timeout", "500m")
+			answer, err := http.DefaultClient.Do(r)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer answer.Body.Close()
+			if body, err := io.ReadAll(answer.Body); err != nil || !bytes.Contains(body, []byte(`"DEADLINE_EXCEEDED"`)) {
+				t.Errorf("%v after %s", err, body)
+			}
+		})
+	}
+	uploads.Wait()
 }
 
 // TestCutUpload: an upload that breaks off, in a line or in a chunk, is no end: what came before is kept, and the batch stays open.

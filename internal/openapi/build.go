@@ -54,6 +54,9 @@ func build(generated []byte, examples fs.FS) ([]byte, error) {
 	if err := b.operations(); err != nil {
 		return nil, err
 	}
+	if err := b.closeRequests(); err != nil {
+		return nil, err
+	}
 	if err := b.rename(); err != nil {
 		return nil, err
 	}
@@ -142,7 +145,7 @@ func bindings() ([]binding, error) {
 func (b *builder) rename() error {
 	definitions := b.document.at("definitions")
 	kept := &object{}
-	used, err := b.reachable()
+	used, err := b.reachable(b.document.at("paths"))
 	if err != nil {
 		return err
 	}
@@ -181,12 +184,38 @@ func shortName(definition string) string {
 	return name
 }
 
-// reachable returns the definitions that the operations refer to, directly or through others.
-func (b *builder) reachable() (map[string]bool, error) {
+// closeRequests says of the messages that stand in requests only that members which they do not name are refused. Answers may
+// grow, and so what stands in both stays open.
+func (b *builder) closeRequests() error {
+	var requests, answers []any
+	for _, path := range b.document.at("paths").members {
+		for _, operation := range path.value.(*object).members {
+			requests = append(requests, operation.value.(*object).get("parameters"))
+			answers = append(answers, operation.value.(*object).get("responses"))
+		}
+	}
+	asked, err := b.reachable(requests)
+	if err != nil {
+		return err
+	}
+	answered, err := b.reachable(answers)
+	if err != nil {
+		return err
+	}
+	for _, m := range b.document.at("definitions").members {
+		if definition := m.value.(*object); asked[m.key] && !answered[m.key] && definition.get("type") == "object" {
+			definition.set("additionalProperties", false)
+		}
+	}
+	return nil
+}
+
+// reachable returns the definitions that a part of the document refers to, directly or through others.
+func (b *builder) reachable(part any) (map[string]bool, error) {
 	used := map[string]bool{}
 	var missing error
-	var follow func(*object)
-	follow = func(from *object) {
+	var follow func(any)
+	follow = func(from any) {
 		walk(from, func(o *object) {
 			name, ok := definitionOf(o)
 			if !ok || used[name] {
@@ -200,6 +229,6 @@ func (b *builder) reachable() (map[string]bool, error) {
 			}
 		})
 	}
-	follow(b.document.at("paths"))
+	follow(part)
 	return used, missing
 }

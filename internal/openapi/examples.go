@@ -14,7 +14,8 @@ var exampleFolders = []struct{ folder, path, body string }{
 }
 
 // examples puts the files of examples/ into the document: all of them at the operation, by name, for the programs that
-// show x-examples; one at the request's definition; and the content of each at the definition of its kind.
+// show x-examples; one at the request's definition; and the content of each at the definition of its kind. Examples of
+// other requests stand in additions.json.
 func (b *builder) examples(files fs.FS) error {
 	for _, source := range exampleFolders {
 		names, err := fs.Glob(files, source.folder+"/*.json")
@@ -46,6 +47,13 @@ func (b *builder) examples(files fs.FS) error {
 				parameter.set("x-examples", all)
 			}
 		}
+	}
+	for _, m := range b.additions.at("requests").members {
+		definition := b.document.at("definitions", m.key)
+		if definition == nil {
+			return fmt.Errorf("additions.json has an example of %s, which is no definition", m.key)
+		}
+		definition.set("example", m.value)
 	}
 	return nil
 }

@@ -45,7 +45,8 @@ func TestDocumentIsSwagger2(t *testing.T) {
 	}
 }
 
-// TestExamplesObeySchemas checks the examples of requests against the schemas that stand beside them.
+// TestExamplesObeySchemas checks the examples of requests and errors against the schemas that stand beside them, and that no
+// request that has members lacks one.
 func TestExamplesObeySchemas(t *testing.T) {
 	document, err := loads.Analyzed(mustRead(t, documentFile), "2.0")
 	if err != nil {
@@ -53,6 +54,26 @@ func TestExamplesObeySchemas(t *testing.T) {
 	}
 	if document, err = document.Expanded(); err != nil {
 		t.Fatal(err)
+	}
+	for path, item := range document.Spec().Paths.Paths {
+		if item.Post == nil {
+			continue
+		}
+		for _, parameter := range item.Post.Parameters {
+			if parameter.In != "body" || len(parameter.Schema.Properties) == 0 {
+				continue
+			}
+			if parameter.Schema.Example == nil {
+				t.Errorf("%s has no example", path)
+			} else if err := validate.AgainstSchema(parameter.Schema, parameter.Schema.Example, strfmt.Default); err != nil {
+				t.Errorf("example of %s: %v", path, err)
+			}
+		}
+	}
+	for code, response := range document.Spec().Responses {
+		if err := validate.AgainstSchema(response.Schema, response.Examples["application/json"], strfmt.Default); err != nil {
+			t.Errorf("example of %s: %v", code, err)
+		}
 	}
 	for _, source := range exampleFolders {
 		for _, parameter := range document.Spec().Paths.Paths[source.path].Post.Parameters {
@@ -106,11 +127,16 @@ func TestDocument(t *testing.T) {
 		{"details of an error", definition("ErrorResponse.Error", "properties", "details", "items"), "$ref", `"#/definitions/ErrorDetail"`},
 		{"error of a stored send", definition("Status", "properties", "details", "items"), "$ref", `"#/definitions/ErrorDetail"`},
 		{"lines of a stream", document.at(append(watch, "responses", "200", "schema")...), "$ref", `"#/definitions/WatchBatchLine"`},
-		{"types of a stream", document.at(watch...), "produces", `["application/x-ndjson","text/event-stream"]`},
+		{"types of a stream", document.at(watch...), "produces", `["application/x-ndjson","text/event-stream","application/json"]`},
 		{"lines of an upload", document.at("paths", "/v1/batches:stream", "post"), "consumes", `["application/x-ndjson"]`},
 		{"error in a stream", definition("WatchBatchLine", "properties", "error"), "$ref", `"#/definitions/ErrorResponse.Error"`},
 		{"second route", document.at("paths", "/v1/batches/{batch_id}/sends", "get"), "operationId", `"ListBatchSends"`},
-		{"every error", document.at(append(send, "responses", "default", "schema")...), "$ref", `"#/definitions/ErrorResponse"`},
+		{"one error", document.at(append(send, "responses", "429")...), "$ref", `"#/responses/429"`},
+		{"when to come back", document.at("responses", "503", "headers", "Retry-After"), "type", `"integer"`},
+		{"unknown members of a request", definition("CreateBatchRequest"), "additionalProperties", `false`},
+		{"unknown members of an answer", definition("SendOptions"), "additionalProperties", `null`},
+		{"values of a map in the query", document.at("paths", "/v1/sends", "get").get("parameters").([]any)[9].(*object), "pattern", `"^[^\\x00-\\x1f\\x7f]{0,128}$"`},
+		{"every other error", document.at(append(send, "responses", "default", "schema")...), "$ref", `"#/definitions/ErrorResponse"`},
 		{"header of a refusal", document.at(append(send, "responses", "default", "headers", "Retry-After")...), "type", `"integer"`},
 		{"header of a send", document.at(append(send, "responses", "200", "headers", "RateLimit")...), "type", `"string"`},
 	} {

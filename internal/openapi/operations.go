@@ -29,6 +29,7 @@ func (b *builder) operations() error {
 		return err
 	}
 	b.document.set("parameters", b.additions.at("parameters"))
+	b.errorResponses()
 	paths := &object{}
 	for _, route := range routes {
 		operation := b.document.at("paths", route.path, route.verb)
@@ -66,7 +67,50 @@ func (b *builder) operation(operation *object, route binding) error {
 	b.streams(operation, route.method)
 	b.requestHeaders(operation, route)
 	b.responseHeaders(operation, route.method)
+	responses := operation.at("responses")
+	others := responses.get("default")
+	responses.remove("default")
+	for _, code := range errorCodes(route) {
+		responses.set(code, newObject("$ref", "#/responses/"+code))
+	}
+	responses.set("default", others)
 	return nil
+}
+
+// callsJelou are the RPCs whose answer may be a refusal by Jelou, with any status that Jelou thinks of.
+var callsJelou = append(slices.Clone(sends), "GetNotification", "ListNotifications")
+
+// errorCodes are the HTTP statuses of an operation's errors.
+func errorCodes(route binding) []string {
+	codes := []string{"400", "401", "403", "404", "429", "500", "503", "504"}
+	if route.verb == "post" {
+		codes = append(codes, "413")
+	}
+	if slices.Contains(callsJelou, route.method.Name()) || route.method.IsStreamingClient() {
+		codes = append(codes, "409")
+	}
+	slices.Sort(codes)
+	return codes
+}
+
+// errorResponses adds the errors that operations refer to, each with an example of its details.
+func (b *builder) errorResponses() {
+	responses := b.additions.at("responses")
+	for _, m := range responses.members {
+		names := []string{"X-Request-Id"}
+		switch m.key {
+		case "401":
+			names = append(names, "WWW-Authenticate")
+		case "429":
+			names = append(names, "RateLimit-Policy", "RateLimit", "Retry-After")
+		case "503":
+			names = append(names, "Retry-After")
+		}
+		response := m.value.(*object)
+		response.set("schema", newObject("$ref", definitionRef+fullName(&facadev1.ErrorResponse{})))
+		response.set("headers", b.headers(names))
+	}
+	b.document.set("responses", responses)
 }
 
 // constrainParameters adds the rules to the parameters in path and query.
@@ -86,6 +130,9 @@ func constrainParameters(operation *object, request protoreflect.MessageDescript
 		if isMap {
 			parameter.describe("One parameter for each key, such as `" + name + "[app]=shop`; at most " +
 				fmt.Sprint(fieldRules(field).GetMap().GetMaxPairs()) + ".")
+			if err := constrain(parameter, field.MapValue(), fieldRules(field).GetMap().GetValues()); err != nil {
+				return err
+			}
 			continue
 		}
 		if err := constrain(parameter, field, fieldRules(field)); err != nil {
@@ -101,6 +148,7 @@ func (b *builder) streams(operation *object, method protoreflect.MethodDescripto
 		operation.set("consumes", []any{"application/x-ndjson"})
 		body := operation.get("parameters").([]any)[0].(*object)
 		body.set("description", "One "+string(method.Input().Name())+" a line: first `open`, then an `item` a line, last `seal`.")
+		body.set("x-examples", newObject("upload", b.additions.at("uploads").get(string(method.Name()))))
 	}
 	if !method.IsStreamingServer() {
 		return
@@ -114,11 +162,11 @@ func (b *builder) streams(operation *object, method protoreflect.MethodDescripto
 	schema.set("description", "One line of the stream; exactly one member. After `error` comes no more.")
 	b.document.at("definitions").set(line, schema)
 
-	operation.set("produces", []any{"application/x-ndjson", "text/event-stream"})
+	operation.set("produces", []any{"application/x-ndjson", "text/event-stream", "application/json"})
 	ok := operation.at("responses", "200")
 	ok.set("description", "A stream of lines, each one of these objects. With `Accept: text/event-stream` they are server-sent "+
 		"events: `event` is the object's one member, `data` its value, `id` the cursor of a result. "+
-		"A stream that ends without a last line `end` or `error` was cut.")
+		"A stream that ends without a last line `end` or `error` was cut. What is refused before its first line is answered as application/json.")
 	ok.set("schema", newObject("$ref", definitionRef+line))
 	if examples := b.additions.at("streams", string(method.Name())); examples != nil {
 		ok.set("examples", examples)
@@ -150,12 +198,17 @@ func (b *builder) responseHeaders(operation *object, method protoreflect.MethodD
 		if response.key == "default" {
 			names = append(names, "Retry-After", "WWW-Authenticate")
 		}
-		headers := &object{}
-		for _, name := range names {
-			headers.set(name, b.additions.at("headers", name))
-		}
-		response.value.(*object).set("headers", headers)
+		response.value.(*object).set("headers", b.headers(names))
 	}
+}
+
+// headers describes the response headers of these names.
+func (b *builder) headers(names []string) *object {
+	headers := &object{}
+	for _, name := range names {
+		headers.set(name, b.additions.at("headers", name))
+	}
+	return headers
 }
 
 // errors shows the details of an error in the form that they have in JSON, in place of ErrorDetails, which is never sent.
