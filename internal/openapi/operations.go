@@ -64,6 +64,7 @@ func (b *builder) operation(operation *object, route binding) error {
 	if err := constrainParameters(operation, route.method.Input()); err != nil {
 		return err
 	}
+	b.body(operation)
 	b.streams(operation, route.method)
 	b.requestHeaders(operation, route)
 	b.responseHeaders(operation, route.method)
@@ -142,11 +143,26 @@ func constrainParameters(operation *object, request protoreflect.MessageDescript
 	return nil
 }
 
+// body says that a request may do without one where no member is required: an empty body is an empty message.
+func (b *builder) body(operation *object) {
+	parameters, _ := operation.get("parameters").([]any)
+	for _, p := range parameters {
+		parameter := p.(*object)
+		if parameter.get("in") != "body" {
+			continue
+		}
+		if name, ok := definitionOf(parameter.at("schema")); ok && b.document.at("definitions", name).get("required") == nil {
+			parameter.set("required", false)
+		}
+	}
+}
+
 // streams shows what a stream is over REST: one JSON object a line, each with exactly one member.
 func (b *builder) streams(operation *object, method protoreflect.MethodDescriptor) {
 	if method.IsStreamingClient() {
 		operation.set("consumes", []any{"application/x-ndjson"})
 		body := operation.get("parameters").([]any)[0].(*object)
+		body.set("required", true)
 		body.set("description", "One "+string(method.Input().Name())+" a line: first `open`, then an `item` a line, last `seal`.")
 		body.set("x-examples", newObject("upload", b.additions.at("uploads").get(string(method.Name()))))
 	}

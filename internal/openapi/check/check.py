@@ -5,6 +5,7 @@ schemathesis.toml and hooks.py. What follows is for Schemathesis, for example --
 """
 
 import contextlib
+import datetime
 import hashlib
 import json
 import os
@@ -12,6 +13,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+import urllib.request
 
 import openapi_spec_validator
 
@@ -42,6 +44,24 @@ def facade(jelou):
     }
 
 
+def prepared(rest):
+    """Makes what some operations need to have something to do: a send and batches that wait. Gives their ids as variables of the configuration."""
+    later = (datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(hours=1)).isoformat()
+    send = {"user_id": "593991234567", "message": {"text": {"text": "Hola"}}}
+    batch = {"spec": {"bot_id": "demo", "options": {"schedule_time": later}}, "items": [send]}
+
+    def post(path, body):
+        request = urllib.request.Request(rest + path, json.dumps(body).encode(), {"Content-Type": "application/json", "X-Api-Key": KEY})
+        with urllib.request.urlopen(request) as answer:
+            return json.load(answer)
+
+    return {
+        "SEND": post("/v1/bots/demo/messages", send | {"mode": "QUEUE", "options": {"schedule_time": later}})["send"]["send_id"],
+        "BATCH": post("/v1/batches", batch)["batch"]["batch_id"],
+        "BATCH_TO_CANCEL": post("/v1/batches", batch)["batch"]["batch_id"],
+    }
+
+
 @contextlib.contextmanager
 def started(folder, program, flags, prefix):
     """Gives what follows the prefix in the line by which a server says where it serves."""
@@ -69,7 +89,7 @@ def main():
             (folder / "facade.json").write_text(json.dumps(facade(line.split()[0])))
             server = ["serve", "--config", "facade.json", "--grpc-addr", "127.0.0.1:0", "--http-addr", "127.0.0.1:0"]
             with started(folder, "jelou-facade", server, "REST ") as rest:
-                environment = os.environ | {"SCHEMATHESIS_HOOKS": "hooks", "PYTHONPATH": str(HERE), "KEY": KEY}
+                environment = os.environ | {"SCHEMATHESIS_HOOKS": "hooks", "PYTHONPATH": str(HERE), "KEY": KEY} | prepared(rest)
                 return subprocess.call([*SCHEMATHESIS, f"{rest}/openapi.json", *sys.argv[2:]], env=environment, cwd=folder)
 
 
