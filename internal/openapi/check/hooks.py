@@ -18,6 +18,11 @@ WORDS_ONLY = re.compile("|".join([
     "(.*[.])?(expire|schedule)_time: must ",
     ".*: (exactly one field is required in oneof|only one of the oneof's fields may be set)",
     ".*: is required for ",
+    "items.*[.]sequence: must be ",
+    "request_id: (differs from the|the) Idempotency-Key header",
+    "request_id: must be empty with validate_only",
+    ".*: must not be empty or blank",
+    ".*[.]raw: must (not )?have ",
     "open: must be the first message of the stream",
 ]))
 
