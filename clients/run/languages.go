@@ -23,6 +23,8 @@ var typescript = [][]string{
 	{"npm", "run", "--prefix", "clients/typescript", "build"},
 }
 
+const javaClasses = "clients/java/target/classes:clients/java/target/lib/*"
+
 var languages = []language{
 	{
 		name:    "go",
@@ -57,6 +59,12 @@ var languages = []language{
 		setup:   [][]string{{"cargo", "build", "--quiet", "--locked", "--manifest-path", "clients/rust/Cargo.toml", "--examples"}},
 		runner:  []string{"clients/rust/target/debug/examples/runner"},
 		example: []string{"clients/rust/target/debug/examples/example"},
+	},
+	{
+		name:    "java",
+		setup:   [][]string{{"clients/java/mvnw", "--quiet", "--batch-mode", "--file", "clients/java", "package"}},
+		runner:  []string{"java", "-cp", javaClasses, "jelou.facade.runner.Runner"},
+		example: []string{"java", "-cp", javaClasses, "jelou.facade.example.Example"},
 	},
 	{
 		name:   "rest",
