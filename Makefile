@@ -163,14 +163,14 @@ python:
 
 # The clients install their libraries themselves: here it is only checked that their languages are there.
 client_tools:
-	@missing=; for tool in python3 node npm cargo javac unzip; do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
+	@missing=; for tool in python3 node npm cargo mvn javac unzip; do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
 	python3 -c 'import ensurepip' 2>/dev/null || missing="$$missing python3-venv"; \
 	[ -z "$$missing" ] && exit 0; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && [ "$$missing" = "$${missing/cargo/}" ]; then \
 		echo "installing what the clients need:$$missing"; \
-		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends python3-venv nodejs npm default-jdk-headless unzip; \
+		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends python3-venv nodejs npm maven default-jdk-headless unzip; \
 	else \
-		echo "the clients need$$missing: Python 3.10 with venv, Node 20 with npm, a JDK 17, unzip, Rust 1.85 by rustup;" >&2; \
+		echo "the clients need$$missing: Python 3.10 with venv, Node 20 with npm, a JDK 17 with Maven, unzip, Rust 1.85 by rustup;" >&2; \
 		echo "or run some of them only: go run ./clients/run -only go,rest" >&2; exit 1; \
 	fi
 

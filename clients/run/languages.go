@@ -61,8 +61,11 @@ var languages = []language{
 		example: []string{"clients/rust/target/debug/examples/example"},
 	},
 	{
-		name:    "java",
-		setup:   [][]string{{"clients/java/mvnw", "--quiet", "--batch-mode", "--file", "clients/java", "package"}},
+		name: "java",
+		setup: [][]string{
+			{"mvn", "--quiet", "--batch-mode", "--file", "clients/java", "wrapper:wrapper"},
+			{"clients/java/mvnw", "--quiet", "--batch-mode", "--file", "clients/java", "package"},
+		},
 		runner:  []string{"java", "-cp", javaClasses, "jelou.facade.runner.Runner"},
 		example: []string{"java", "-cp", javaClasses, "jelou.facade.example.Example"},
 	},
