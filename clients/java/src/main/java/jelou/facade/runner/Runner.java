@@ -212,14 +212,14 @@ public final class Runner {
     }
   }
 
-  /** Repeats a unary call and returns how many seconds all took. */
+  /** Repeats a unary call, with its requests in turn, and returns how many seconds all took. */
   private double measure(Command command) throws Exception {
     var method = method(command);
-    var request = parse(command, method).get(0);
+    var requests = parse(command, method);
     var channel = channel(command);
     Callable<Void> calls = () -> {
       for (int i = 0; i < command.repeat() / command.concurrency(); i++) {
-        ClientCalls.blockingV2UnaryCall(channel, method, CallOptions.DEFAULT, request);
+        ClientCalls.blockingV2UnaryCall(channel, method, CallOptions.DEFAULT, requests.get(i % requests.size()));
       }
       return null;
     };
