@@ -3,9 +3,7 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
-	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -141,7 +139,7 @@ The replay has a request_id, which is printed: where the answer is lost, running
 	c.Flags().StringSliceVar(&reasons, "reason", nil, "only items with one of these error `reasons`")
 	c.Flags().StringVar(&requestID, "request-id", "", "your own `id` of the new batch; one is made when not given")
 	c.Flags().DurationVar(&expireIn, "expire-in", 0, "`duration` after which what has not left is not sent any more")
-	c.Flags().BoolVar(&paused, "paused", false, "begin paused; `jelouctl batch resume` sends")
+	c.Flags().BoolVar(&paused, "paused", false, "begin paused: sent is after \"jelouctl batch resume\"")
 	must(c.MarkFlagRequired("state"))
 	must(c.RegisterFlagCompletionFunc("state", fixed("failed", "unknown", "expired")))
 	return c
@@ -225,7 +223,6 @@ func (w *watching) run(ctx context.Context) error {
 		w.results = newPrinter(w.output, "results", resultColumns, w.out)
 	} else {
 		w.view = newProgress(w.err, int(batch.Batch.GetCounts().GetAccepted()), 0, 0)
-		defer w.view.stop()
 		w.view.batch(batch.Batch)
 	}
 	for attempt := 1; ; attempt++ {
@@ -238,7 +235,11 @@ func (w *watching) run(ctx context.Context) error {
 		if err == nil || ctx.Err() != nil || !again || attempt > 100 {
 			return w.end(ctx, err)
 		}
-		w.note("the connection was cut (%s); trying again in %.1f s", toFailure(ctx, err).text, wait.Seconds())
+		say := w.note
+		if w.view != nil {
+			say = w.view.say
+		}
+		say("the connection was cut (%s); trying again in %.1f s", toFailure(ctx, err).text, wait.Seconds())
 		if err := sleep(ctx, wait); err != nil {
 			return w.end(ctx, err)
 		}
@@ -295,11 +296,15 @@ func (w *watching) end(ctx context.Context, err error) error {
 	if w.results != nil {
 		err = errors.Join(err, w.results.end())
 	} else {
-		w.view.show(true)
+		w.view.stop()
 	}
 	switch {
 	case ctx.Err() != nil:
-		return &failure{exit: exitInterrupted, text: "interrupted; the batch goes on", facts: []fact{{"go on", strings.TrimSpace(fmt.Sprintf("jelouctl batch watch %s --after %s", w.id, w.cursor))}}}
+		again := "jelouctl batch watch " + w.id
+		if w.cursor != "" {
+			again += " --after " + w.cursor
+		}
+		return &failure{exit: exitInterrupted, text: "interrupted; the batch goes on", facts: []fact{{"go on", again}}}
 	case err != nil:
 		return err
 	case w.results != nil:

@@ -1,7 +1,12 @@
 package main
 
 import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
 	"fmt"
+	"hash"
 	"runtime"
 	"slices"
 	"strings"
@@ -18,7 +23,7 @@ import (
 
 // checked is what reading a whole file found: nothing is sent before it.
 type checked struct {
-	hash   string
+	hash   string     // of the items: however the file writes them
 	lines  []int32    // of the items, in their order
 	to     []string   // the items' recipients, where they are wanted
 	wrong  int        // lines with an error
@@ -29,13 +34,25 @@ type checked struct {
 const shownLines = 50
 
 // check reads the whole file and holds every item to the API's rules.
-func (s *source) check(limit int, recipients bool) (*checked, error) {
+func (s *source) check(ctx context.Context, limit int, recipients bool, show func(lines int)) (*checked, error) {
 	validator, err := protovalidate.New(protovalidate.WithMessages(&facadev1.BatchItem{}))
 	if err != nil {
 		return nil, err
 	}
-	c := &checker{source: s, validator: validator, limit: limit, recipients: recipients, now: time.Now(), ids: map[string]int32{}}
-	if c.found.hash, err = s.rows(c.add); err != nil {
+	c := &checker{source: s, validator: validator, limit: limit, recipients: recipients, now: time.Now(), ids: map[string]int32{}, sum: sha256.New()}
+	err = s.rows(func(r row) error {
+		if ctx.Err() != nil {
+			return &failure{exit: exitInterrupted, text: "interrupted; nothing was sent"}
+		}
+		if len(c.group) == 0 {
+			show(len(c.found.lines))
+		}
+		return c.add(r)
+	})
+	switch {
+	case errors.Is(err, errChanged):
+		return nil, invalid("%s: has changed while it was read", s.path)
+	case err != nil:
 		return nil, err
 	}
 	if err := c.flush(); err != nil {
@@ -44,6 +61,7 @@ func (s *source) check(limit int, recipients bool) (*checked, error) {
 	if len(c.found.lines) == 0 {
 		return nil, invalid("%s: has no items", s.path)
 	}
+	c.found.hash = hex.EncodeToString(c.sum.Sum(nil))
 	return &c.found, nil
 }
 
@@ -56,6 +74,7 @@ type checker struct {
 	now        time.Time
 	group      []row
 	ids        map[string]int32 // line by request_id
+	sum        hash.Hash        // of the items' JSON, a line for each
 	found      checked
 }
 
@@ -78,7 +97,7 @@ func (c *checker) flush() error {
 	for w := range workers {
 		work.Go(func() error {
 			for i := w; i < len(c.group); i += workers {
-				items[i], wrong[i] = c.checkRow(c.group[i])
+				items[i], wrong[i] = c.checkRow(&c.group[i])
 			}
 			return nil
 		})
@@ -95,6 +114,7 @@ func (c *checker) flush() error {
 			c.ids[id] = line
 		}
 		c.found.lines = append(c.found.lines, line)
+		c.sum.Write(append(r.text, '\n'))
 		if c.recipients {
 			c.found.to = append(c.found.to, recipientOf(items[i]))
 		}
@@ -120,16 +140,17 @@ func (c *checker) at(r row, field, message string) rowError {
 }
 
 // checkRow makes a row's item and holds it to the rules: those of the protos, and the few that the server adds to them.
-func (c *checker) checkRow(r row) (*facadev1.BatchItem, []rowError) {
-	item, bad := c.item(r)
+func (c *checker) checkRow(r *row) (*facadev1.BatchItem, []rowError) {
+	item, text, bad := c.item(*r)
 	if bad != nil {
 		return nil, []rowError{*bad}
 	}
+	r.text = text
 	var wrong []rowError
 	if err := c.validator.Validate(item); err != nil {
 		violations, ok := err.(*protovalidate.ValidationError) //nolint:errorlint // Validate returns it as it is
 		if !ok {
-			return nil, []rowError{c.at(r, "", err.Error())}
+			return nil, []rowError{c.at(*r, "", err.Error())}
 		}
 		for _, v := range violations.Violations {
 			field := protovalidate.FieldPathString(v.Proto.GetField())
@@ -137,11 +158,11 @@ func (c *checker) checkRow(r row) (*facadev1.BatchItem, []rowError) {
 			if field == "" { // a rule of the whole item names its field itself
 				field, message, _ = strings.Cut(message, ": ")
 			}
-			wrong = append(wrong, c.at(r, field, message))
+			wrong = append(wrong, c.at(*r, field, message))
 		}
 	}
 	for _, broken := range c.serverRules(item) {
-		wrong = append(wrong, c.at(r, broken.field, broken.message))
+		wrong = append(wrong, c.at(*r, broken.field, broken.message))
 	}
 	return item, wrong
 }

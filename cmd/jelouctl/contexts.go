@@ -115,7 +115,7 @@ func (a *app) target() (target, error) {
 	if !ok && name != "" {
 		return target{}, usage("context %q: is none of %s; `jelouctl context list` shows them", name, s.path)
 	}
-	t.Address = first(a.flags.Address, os.Getenv("JELOUCTL_ADDRESS"), t.Address, defaultAddress)
+	t.Address = first(a.flags.Address, a.ambient("JELOUCTL_ADDRESS", t.Address), defaultAddress)
 	t.Plaintext = t.Plaintext || a.plaintext
 	t.TLS.CAFile = first(a.flags.TLS.CAFile, t.TLS.CAFile)
 	t.TLS.CertFile = first(a.flags.TLS.CertFile, t.TLS.CertFile)
@@ -124,10 +124,18 @@ func (a *app) target() (target, error) {
 	switch {
 	case a.flags.APIKey.File != "":
 		t.APIKey = a.flags.APIKey
-	case os.Getenv("JELOUCTL_API_KEY") != "":
+	case os.Getenv("JELOUCTL_API_KEY") != "" && (a.contextName == "" || t.APIKey == keySource{}):
 		t.APIKey = keySource{Env: "JELOUCTL_API_KEY"}
 	}
 	return t, nil
+}
+
+// ambient is the environment's value over the context's; a context that --context names is stronger.
+func (a *app) ambient(variable, context string) string {
+	if a.contextName != "" {
+		return first(context, os.Getenv(variable))
+	}
+	return first(os.Getenv(variable), context)
 }
 
 // bot is the bot that a command is about.
@@ -136,7 +144,7 @@ func (a *app) bot(flag string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if bot := first(flag, os.Getenv("JELOUCTL_BOT"), t.Bot); bot != "" {
+	if bot := first(flag, a.ambient("JELOUCTL_BOT", t.Bot)); bot != "" {
 		return bot, nil
 	}
 	return "", usage("--bot: which bot? (JELOUCTL_BOT and `jelouctl context set NAME --bot` set it, too)")

@@ -51,7 +51,7 @@ func exitCodesTopic() *cobra.Command {
 	for _, row := range exitCodes {
 		fmt.Fprintf(&long, "  %3d  %s\n", row.code, row.meaning)
 	}
-	long.WriteString("\nWith --output json or ndjson the error is a JSON object on standard error, in the shape of the REST API's errors.")
+	long.WriteString("\nWith --output json or ndjson the error is a JSON object, the last line of standard error, in the shape of the REST API's errors.")
 	return &cobra.Command{Use: "exit-codes", Short: "What a script can tell from the exit code", Long: long.String(), Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() }}
 }

@@ -22,7 +22,7 @@ type journal struct {
 	path string
 
 	File      string         `json:"file"`
-	Hash      string         `json:"hash"` // of the file's bytes and the mapping
+	Hash      string         `json:"hash"` // of the items
 	Server    string         `json:"server"`
 	Bot       string         `json:"bot"`
 	RequestID string         `json:"request_id"` // of the batch: opening it again finds it
@@ -60,6 +60,9 @@ func stateFolder() (string, error) {
 }
 
 // openJournal finds the journal of a file, or makes one. The name is a hash: it has nothing of the file's name or content.
+//
+// The batch's request_id follows from its items, so that the server knows a file that was sent from elsewhere, or whose journal is
+// gone. With again it follows from that of the batch that has ended: until the new one has ended too, another run goes on with it.
 func openJournal(j journal, again bool) (_ *journal, found bool, err error) {
 	folder, err := stateFolder()
 	if err != nil {
@@ -68,28 +71,37 @@ func openJournal(j journal, again bool) (_ *journal, found bool, err error) {
 	if err := os.MkdirAll(folder, 0o700); err != nil {
 		return nil, false, err
 	}
-	sum := sha256.Sum256([]byte(strings.Join([]string{j.Server, j.Bot, j.Hash}, "\x00")))
-	j.path = filepath.Join(folder, hex.EncodeToString(sum[:16])+".json")
+	given := j.RequestID
+	j.path = filepath.Join(folder, hashOf(j.Server, j.Bot, j.Hash, given)+".json")
 	if err := j.others(folder, again); err != nil {
 		return nil, false, err
 	}
-	if again {
-		if err := os.Remove(j.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return nil, false, err
-		}
-	}
-	j.RequestID = first(j.RequestID, "jelouctl-"+uuid.NewString())
 	j.Tally = map[string]int{}
 	j.Begun = time.Now().UTC()
-	switch err := j.create(); {
-	case errors.Is(err, fs.ErrExist):
+	switch known, err := readJournal(j.path); {
+	case err == nil && again && !known.Ended.IsZero() && given != "":
+		return nil, false, usage("--again: a new batch needs a new --request-id")
+	case err == nil && again && !known.Ended.IsZero():
+		j.RequestID = requestID(known.RequestID) // two runs at once find the same one
+		return &j, false, j.write()
+	case !errors.Is(err, fs.ErrNotExist):
+		return known, true, err
+	}
+	switch {
+	case given == "" && again:
+		j.RequestID = requestID(uuid.NewString()) // whatever other machines have sent
+	case given == "":
+		j.RequestID = requestID(j.Bot, j.Hash)
+	}
+	err = j.create()
+	if errors.Is(err, fs.ErrExist) {
 		known, err := readJournal(j.path)
 		return known, true, err
-	case err != nil:
-		return nil, false, err
 	}
-	return &j, false, nil
+	return &j, false, err
 }
+
+func requestID(of ...string) string { return "jelouctl-" + hashOf(of...) }
 
 // others looks at the other journals: long ended ones go, and one of the same file with other content is in the way, for
 // sending both would send twice what they have in common.
@@ -100,15 +112,15 @@ func (j *journal) others(folder string, again bool) error {
 	}
 	for _, path := range paths {
 		other, err := readJournal(path)
-		if err != nil {
-			return err
-		}
 		switch {
-		case !other.Ended.IsZero() && time.Since(other.Ended) > journalKept:
-			if err := os.Remove(path); err != nil {
+		case errors.Is(err, fs.ErrNotExist): // another run has removed it
+		case err != nil:
+			return err
+		case other.BatchID == "" && time.Since(other.Begun) > journalKept, !other.Ended.IsZero() && time.Since(other.Ended) > journalKept:
+			if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return err
 			}
-		case path == j.path || other.File != j.File || other.Server != j.Server || other.Bot != j.Bot || !other.Ended.IsZero():
+		case path == j.path || other.File != j.File || other.Server != j.Server || other.Bot != j.Bot || other.BatchID == "" || !other.Ended.IsZero():
 		case again:
 			other.Ended = time.Now().UTC() // given up by the one who asked for a new batch
 			if err := other.write(); err != nil {
@@ -123,8 +135,8 @@ func (j *journal) others(folder string, again bool) error {
 
 func (j *journal) inTheWay() error {
 	f := invalid("%s: the file, or how its columns are mapped, has changed since it was sent in part: batch %s has %d of %d items, %d results",
-		j.File, first(j.BatchID, "without id"), j.Uploaded, j.Items, j.Results)
-	f.next = "run it with the old file and mapping to go on; or end that batch by `jelouctl batch cancel " + first(j.BatchID, "BATCH_ID") +
+		j.File, j.BatchID, j.Uploaded, j.Items, j.Results)
+	f.next = "run it with the old file and mapping to go on; or end that batch by `jelouctl batch cancel " + j.BatchID +
 		"` and send this file as a new one with --again, without the lines that went already"
 	return f
 }
@@ -162,7 +174,7 @@ func (j *journal) write() error {
 	return writeWhole(j.path, append(data, '\n'))
 }
 
-func hashOf(text string) string {
-	sum := sha256.Sum256([]byte(text))
-	return hex.EncodeToString(sum[:])
+func hashOf(texts ...string) string {
+	sum := sha256.Sum256([]byte(strings.Join(texts, "\x00")))
+	return hex.EncodeToString(sum[:16])
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/jelou-facade/jelou-facade/service/version"
 )
@@ -47,9 +48,19 @@ func run(ctx context.Context, args []string, in io.Reader, out, errs io.Writer) 
 	root.SetErr(errs)
 	err := root.ExecuteContext(ctx)
 	if err != nil && !a.running {
+		a.output = outputOf(args)
 		err = &failure{exit: exitUsage, text: err.Error(), next: "jelouctl --help lists the commands, and --help after a command its flags"}
 	}
 	return a.report(ctx, err)
+}
+
+// outputOf finds --output in a command line that is wrong, whatever stands before it.
+func outputOf(args []string) string {
+	flags := pflag.NewFlagSet("", pflag.ContinueOnError)
+	flags.ParseErrorsAllowlist.UnknownFlags = true
+	output := flags.StringP("output", "o", formatTable, "")
+	_ = flags.Parse(args) // what is wrong is known
+	return *output
 }
 
 // command builds the whole tree.
@@ -69,7 +80,8 @@ Without a context it talks to 127.0.0.1:50051, where "jelou-facade serve --sandb
 Contexts keep the address, the credentials and the bot of several servers: "jelouctl context set --help".
 Standard output has the answer, standard error everything else; "jelouctl exit-codes" lists what a script can tell from the exit code.
 
-Environment: JELOUCTL_CONTEXT, JELOUCTL_ADDRESS, JELOUCTL_API_KEY and JELOUCTL_BOT take the place of flags; NO_COLOR turns colours off.`,
+Environment: JELOUCTL_CONTEXT, JELOUCTL_ADDRESS, JELOUCTL_API_KEY and JELOUCTL_BOT take the place of flags, but what a context has that
+--context names is stronger; NO_COLOR turns colours off.`,
 		Version:           version.Read().String(),
 		SilenceUsage:      true,
 		SilenceErrors:     true,

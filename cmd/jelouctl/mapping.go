@@ -2,7 +2,6 @@ package main
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -12,7 +11,6 @@ import (
 	"text/template"
 
 	"go.yaml.in/yaml/v3"
-	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
 	facadev1 "github.com/jelou-facade/jelou-facade/gen/jelou/facade/v1"
@@ -22,7 +20,6 @@ import (
 type mapping struct {
 	tree    map[string]any    // maps, lists, scalars, and *template.Template where a text stands
 	columns map[string]string // the column that fills a field alone, by the field's path
-	source  string            // all that it was made from: another mapping makes other items
 }
 
 // mappingFlags are what a mapping is made from on the command line.
@@ -58,11 +55,7 @@ func (f *mappingFlags) newMapping(header []string) (*mapping, error) {
 	if err := checkFields(tree, (&facadev1.BatchItem{}).ProtoReflect().Descriptor(), ""); err != nil {
 		return nil, err
 	}
-	source, err := json.Marshal(tree)
-	if err != nil {
-		return nil, err
-	}
-	m := &mapping{columns: map[string]string{}, source: string(source)}
+	m := &mapping{columns: map[string]string{}}
 	compiled, err := m.compile(tree, "", header)
 	if err != nil {
 		return nil, err
@@ -187,25 +180,14 @@ func compileText(text, path string, header []string) (any, error) {
 	return t, nil
 }
 
-// item fills the templates with a row.
-func (m *mapping) item(row map[string]string) (*facadev1.BatchItem, error) {
+// json fills the templates with a row.
+func (m *mapping) json(row map[string]string) ([]byte, error) {
 	filled, err := fill(m.tree, row)
 	if err != nil {
 		return nil, err
 	}
-	data, err := json.Marshal(filled)
-	if err != nil {
-		return nil, err
-	}
-	item := &facadev1.BatchItem{}
-	if err := protojson.Unmarshal(data, item); err != nil {
-		// The place is one in JSON that nobody has seen.
-		return nil, errors.New(place.ReplaceAllString(parseError(err).Error(), ""))
-	}
-	return item, nil
+	return json.Marshal(filled)
 }
-
-var place = regexp.MustCompile(`^\(line \d+:\d+\): `)
 
 func fill(node any, row map[string]string) (any, error) {
 	switch node := node.(type) {

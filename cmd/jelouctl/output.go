@@ -9,6 +9,7 @@ import (
 	"io"
 	"iter"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -155,10 +156,20 @@ func (p *printer[T]) head() []string {
 func (p *printer[T]) cells(row T) []string {
 	var cells []string
 	for _, c := range p.columns {
-		cells = append(cells, c.value(row))
+		cell := c.value(row)
+		if p.format == formatCSV && formula.MatchString(cell) && !number.MatchString(cell) {
+			cell = "'" + cell
+		}
+		cells = append(cells, cell)
 	}
 	return cells
 }
+
+// A spreadsheet runs what it takes for a formula, and errors and names come from others: a quote makes it a text.
+var (
+	formula = regexp.MustCompile(`^[=+\-@\t\r]`)
+	number  = regexp.MustCompile(`^[+-][0-9.]+$`)
+)
 
 // printAll writes a whole list.
 func printAll[T any](a *app, name string, columns []column[T], rows iter.Seq[T]) error {

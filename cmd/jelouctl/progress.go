@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -19,6 +20,7 @@ type progress struct {
 	bar   *progressbar.ProgressBar // nil: lines
 	total int
 
+	barWidth      int
 	done, notSent int
 	uploaded      int
 	estimated     time.Time // the server's estimate of the end
@@ -41,9 +43,10 @@ const (
 
 func newProgress(out io.Writer, total, done, notSent int) *progress {
 	p := &progress{out: out, total: total, done: done, notSent: notSent}
-	if width, terminal := terminalOf(out); terminal {
+	if width, terminal := terminalOf(out); terminal && os.Getenv("TERM") != "dumb" {
+		p.barWidth = max(10, min(30, width-60))
 		p.bar = progressbar.NewOptions(total,
-			progressbar.OptionSetWriter(out), progressbar.OptionSetWidth(max(10, min(30, width-60))),
+			progressbar.OptionSetWriter(out), progressbar.OptionSetWidth(p.barWidth),
 			progressbar.OptionSetPredictTime(false), progressbar.OptionSetElapsedTime(false),
 			progressbar.OptionShowCount(), progressbar.OptionShowDescriptionAtLineEnd(),
 			progressbar.OptionSetTheme(progressbar.ThemeASCII), progressbar.OptionThrottle(0), progressbar.OptionUseANSICodes(true))
@@ -85,8 +88,23 @@ func (p *progress) rate(now time.Time) float64 {
 	return float64(p.done-oldest.done) / seconds
 }
 
-// words are what stands behind the bar: rate, end, and what needs a look.
-func (p *progress) words(now time.Time) string {
+// fitting are as many of the words, from the first one on, as a width has room for: a bar that is longer than the line cannot be drawn over.
+func fitting(words []string, width int) string {
+	text := ""
+	for i, word := range words {
+		if i > 0 {
+			word = text + ", " + word
+		}
+		if len(word) > width {
+			break
+		}
+		text = word
+	}
+	return text
+}
+
+// words are what stands behind the bar, what matters most first.
+func (p *progress) words(now time.Time) []string {
 	var words []string
 	rate := p.rate(now)
 	switch {
@@ -94,6 +112,9 @@ func (p *progress) words(now time.Time) string {
 		words = append(words, "paused")
 	case rate > 0:
 		words = append(words, fmt.Sprintf("%.0f/s", rate))
+	}
+	if p.notSent > 0 {
+		words = append(words, fmt.Sprintf("%d not sent", p.notSent))
 	}
 	end := p.estimated
 	if rate > 0 {
@@ -105,10 +126,7 @@ func (p *progress) words(now time.Time) string {
 	if p.uploaded < p.total && p.uploaded > 0 {
 		words = append(words, fmt.Sprintf("%d uploaded", p.uploaded))
 	}
-	if p.notSent > 0 {
-		words = append(words, fmt.Sprintf("%d not sent", p.notSent))
-	}
-	return strings.Join(words, ", ")
+	return words
 }
 
 // clockOf is a time of today, or a date.
@@ -134,10 +152,11 @@ func (p *progress) show(now bool) {
 		p.samples = append(p.samples, sample{at, p.done})
 	}
 	if p.bar == nil {
-		fmt.Fprintln(p.out, strings.TrimSuffix(fmt.Sprintf("%d of %d, %s", p.done, p.total, p.words(at)), ", "))
+		fmt.Fprintln(p.out, strings.Join(append([]string{fmt.Sprintf("%d of %d", p.done, p.total)}, p.words(at)...), ", "))
 		return
 	}
-	p.bar.Describe(p.words(at))
+	width, _ := terminalOf(p.out)
+	p.bar.Describe(fitting(p.words(at), width-p.barWidth-len(fmt.Sprintf(" 100%% [] (%d/%d)  ", p.total, p.total))))
 	_ = p.bar.Set(p.done)
 }
 
@@ -196,5 +215,36 @@ func (p *progress) accepted(total int) {
 	p.total = total
 	if p.bar != nil {
 		p.bar.ChangeMax(total)
+	}
+}
+
+// checking shows how many lines of a long file are checked: in place on a terminal, a line now and then elsewhere.
+type checking struct {
+	out      io.Writer
+	terminal bool
+	printed  time.Time
+	shown    bool
+}
+
+func newChecking(out io.Writer) *checking {
+	_, terminal := terminalOf(out)
+	return &checking{out: out, terminal: terminal && os.Getenv("TERM") != "dumb", printed: time.Now()}
+}
+
+func (c *checking) show(lines int) {
+	every, line := linesEvery, "%d lines checked\n"
+	if c.terminal {
+		every, line = time.Second, "\r%d lines checked"+clearLine
+	}
+	if time.Since(c.printed) < every {
+		return
+	}
+	c.printed, c.shown = time.Now(), true
+	fmt.Fprintf(c.out, line, lines)
+}
+
+func (c *checking) stop() {
+	if c.terminal && c.shown {
+		fmt.Fprint(c.out, "\r"+clearLine)
 	}
 }

@@ -58,7 +58,7 @@ var advices = map[facadev1.ErrorReason]advice{
 	facadev1.ErrorReason_METHOD_NOT_ALLOWED:       {exitRefused, "only REST says this: see /openapi.json of the server"},
 	facadev1.ErrorReason_INVALID_JSON:             {exitInvalid, "only REST says this: send one JSON value with Content-Type application/json"},
 	facadev1.ErrorReason_REQUEST_TOO_LARGE:        {exitInvalid, "send less in one request; for many sends use `jelouctl batch send`"},
-	facadev1.ErrorReason_SEQUENCE_MISMATCH:        {exitInvalid, "the file is not the one that the batch was begun with: put it back, or begin anew with --again"},
+	facadev1.ErrorReason_SEQUENCE_MISMATCH:        {exitInvalid, "the file is not the one that the batch was begun with: put it back, or begin anew with --again or another --request-id"},
 	facadev1.ErrorReason_BATCH_SEALED:             {exitRefused, "the batch takes no more items: begin a new one"},
 	facadev1.ErrorReason_STREAM_REPLACED:          {exitRefused, "the other program goes on with the batch; `jelouctl batch watch` only looks"},
 	facadev1.ErrorReason_CURSOR_EXPIRED:           {exitRefused, "begin without a cursor, or list by `jelouctl batch results`"},

@@ -26,11 +26,13 @@ func (u *upload) writeResults(ctx context.Context) error {
 	if filepath.Ext(u.flags.results) == ".csv" {
 		write, end = csvResults(out)
 	}
+	written := 0
 	err = eachSend(ctx, u.client, &facadev1.ListSendsRequest{BatchId: u.journal.BatchID}, func(s *facadev1.Send) error {
 		at := int(s.Sequence) - 1
 		if at < 0 || at >= len(u.found.lines) {
 			return fmt.Errorf("batch %s: has sequence %d, which the file has not", s.BatchId, s.Sequence)
 		}
+		written++
 		return write(itemResult{int(u.found.lines[at]), u.found.to[at], s})
 	})
 	if err = errors.Join(err, end(), out.Close()); err != nil {
@@ -39,7 +41,7 @@ func (u *upload) writeResults(ctx context.Context) error {
 	if err := os.Rename(out.Name(), u.flags.results); err != nil {
 		return err
 	}
-	u.note("%d results written to %s", len(u.found.lines), u.flags.results)
+	u.note("%d results written to %s", written, u.flags.results)
 	return nil
 }
 

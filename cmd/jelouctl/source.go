@@ -3,14 +3,13 @@ package main
 import (
 	"bufio"
 	"bytes"
-	"crypto/sha256"
 	"encoding/csv"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"unicode/utf8"
 
@@ -25,6 +24,7 @@ type source struct {
 	separator rune     // of a CSV
 	header    []string // of a CSV
 	mapping   *mapping // of a CSV
+	seen      os.FileInfo
 }
 
 // row is one item of the file that is not made yet.
@@ -51,10 +51,12 @@ var byteOrderMark = []byte("\xef\xbb\xbf")
 // openSource looks at a file and prepares its mapping.
 func openSource(path, separator string, flags *mappingFlags) (*source, error) {
 	s := &source{path: path}
-	if info, err := os.Stat(path); err != nil {
-		return nil, invalid("%v", err)
-	} else if !info.Mode().IsRegular() {
+	info, err := os.Stat(path)
+	switch {
+	case path == "-" || err == nil && !info.Mode().IsRegular():
 		return nil, invalid("%s: is no file; it is read several times, so write it to one first", path)
+	case err != nil:
+		return nil, invalid("%v", err)
 	}
 	switch strings.ToLower(filepath.Ext(path)) {
 	case ".ndjson", ".jsonl":
@@ -68,6 +70,8 @@ func openSource(path, separator string, flags *mappingFlags) (*source, error) {
 	return nil, usage("%s: must end in .csv (.tsv, .txt) or .ndjson (.jsonl)", path)
 }
 
+const notUTF8 = "is not UTF-8: save the file as CSV UTF-8"
+
 // readHeader reads a CSV's first line. Spreadsheets in Spanish write semicolons, so the separator is found in it.
 func (s *source) readHeader(separator string, flags *mappingFlags) error {
 	f, err := os.Open(s.path)
@@ -75,24 +79,32 @@ func (s *source) readHeader(separator string, flags *mappingFlags) error {
 		return invalid("%v", err)
 	}
 	defer f.Close()
-	line, err := bufio.NewReader(io.LimitReader(f, maxLine)).ReadString('\n')
+	in := bufio.NewReaderSize(io.LimitReader(f, maxLine), 1<<16)
+	skipByteOrderMark(in)
+	start, err := in.Peek(in.Size())
 	if err != nil && !errors.Is(err, io.EOF) {
 		return err
 	}
+	line, _, _ := strings.Cut(strings.TrimLeft(string(start), "\r\n"), "\n")
 	if s.separator, err = separatorOf(separator, line); err != nil {
 		return err
 	}
-	r := s.reader(strings.NewReader(strings.TrimPrefix(line, string(byteOrderMark))))
-	if s.header, err = r.Read(); err != nil {
+	if s.header, err = s.reader(in).Read(); errors.Is(err, io.EOF) {
 		return invalid("%s: has no line with the columns' names", s.path)
+	} else if err != nil {
+		return invalid("%s: the line with the columns' names: %v", s.path, err)
 	}
 	seen := map[string]bool{}
 	for i, name := range s.header {
-		s.header[i] = strings.TrimSpace(name)
-		if seen[s.header[i]] {
-			return invalid("%s: line 1: two columns are called %q", s.path, s.header[i])
+		name = strings.TrimSpace(name)
+		switch s.header[i] = name; {
+		case !utf8.ValidString(name):
+			return invalid("%s: line 1: %s", s.path, notUTF8)
+		case name == "": // spreadsheets write columns that had something once
+		case seen[name]:
+			return invalid("%s: line 1: two columns are called %q", s.path, name)
 		}
-		seen[s.header[i]] = true
+		seen[name] = true
 	}
 	s.mapping, err = flags.newMapping(s.header)
 	return err
@@ -128,30 +140,40 @@ func (s *source) reader(r io.Reader) *csv.Reader {
 	return c
 }
 
-// rows calls f with every row, and returns the hash of the whole file.
-func (s *source) rows(f func(row) error) (string, error) {
+// errChanged says that a file is not the one any more that was read first.
+var errChanged = errors.New("has changed")
+
+// rows calls f with every row, and ends with errChanged before the first row that may not be what was read the first time.
+func (s *source) rows(f func(row) error) error {
 	file, err := os.Open(s.path)
 	if err != nil {
-		return "", invalid("%v", err)
+		return invalid("%v", err)
 	}
 	defer file.Close()
-	sum := sha256.New()
-	in := bufio.NewReaderSize(io.TeeReader(file, sum), 1<<16)
+	unchanged := func(r row) error {
+		info, err := file.Stat()
+		switch {
+		case err != nil:
+			return err
+		case s.seen == nil:
+			s.seen = info
+		case !os.SameFile(info, s.seen) || info.Size() != s.seen.Size() || !info.ModTime().Equal(s.seen.ModTime()):
+			return errChanged
+		}
+		return f(r)
+	}
+	in := bufio.NewReaderSize(file, 1<<16)
+	skipByteOrderMark(in)
+	if s.mapping != nil {
+		return s.csvRows(in, unchanged)
+	}
+	return ndjsonRows(in, unchanged)
+}
+
+func skipByteOrderMark(in *bufio.Reader) {
 	if start, _ := in.Peek(len(byteOrderMark)); bytes.Equal(start, byteOrderMark) {
 		_, _ = in.Discard(len(byteOrderMark)) // it was just seen
 	}
-	if s.mapping != nil {
-		err = s.csvRows(in, f)
-	} else {
-		err = ndjsonRows(in, f)
-	}
-	if err != nil {
-		return "", err
-	}
-	if _, err := io.Copy(io.Discard, in); err != nil { // what follows the last row
-		return "", err
-	}
-	return hex.EncodeToString(sum.Sum(nil)), nil
 }
 
 func (s *source) csvRows(in io.Reader, f func(row) error) error {
@@ -203,31 +225,37 @@ func ndjsonRows(in *bufio.Reader, f func(row) error) error {
 	return lines.Err()
 }
 
-// item makes a row's item.
-func (s *source) item(r row) (*facadev1.BatchItem, *rowError) {
+// item makes a row's item, and gives the JSON that it was made from.
+func (s *source) item(r row) (*facadev1.BatchItem, []byte, *rowError) {
 	if r.err != nil {
-		return nil, r.err
+		return nil, nil, r.err
 	}
+	item := &facadev1.BatchItem{}
 	if s.mapping == nil {
-		item := &facadev1.BatchItem{}
 		if err := protojson.Unmarshal(r.text, item); err != nil {
-			return nil, &rowError{Line: r.line, Message: "is no item: " + parseError(err).Error()}
+			return nil, nil, &rowError{Line: r.line, Message: "is no item: " + parseError(err).Error()}
 		}
-		return item, nil
+		return item, r.text, nil
 	}
 	cells := make(map[string]string, len(r.cells))
 	for i, cell := range r.cells {
 		if !utf8.ValidString(cell) {
-			return nil, &rowError{Line: r.line, Column: s.header[i], Message: "is not UTF-8: save the file as CSV UTF-8"}
+			return nil, nil, &rowError{Line: r.line, Column: s.header[i], Message: notUTF8}
 		}
 		cells[s.header[i]] = strings.TrimSpace(cell)
 	}
-	item, err := s.mapping.item(cells)
+	text, err := s.mapping.json(cells)
 	if err != nil {
-		return nil, &rowError{Line: r.line, Message: err.Error()}
+		return nil, nil, &rowError{Line: r.line, Message: err.Error()}
 	}
-	return item, nil
+	if err := protojson.Unmarshal(text, item); err != nil {
+		// The place is one in JSON that nobody has seen.
+		return nil, nil, &rowError{Line: r.line, Message: place.ReplaceAllString(parseError(err).Error(), "")}
+	}
+	return item, text, nil
 }
+
+var place = regexp.MustCompile(`^\(line \d+:\d+\): `)
 
 // quotes are the words after which protojson quotes the input.
 var quotes = []string{"unexpected token", "invalid value", "invalid UTF-8", "invalid character", "invalid escape code", "invalid number"}

@@ -30,7 +30,7 @@ func said(t *testing.T, name, text string, flags mappingFlags) []string {
 	if err != nil {
 		return []string{err.Error()}
 	}
-	found, err := src.check(-1, false)
+	found, err := src.check(t.Context(), -1, false, func(int) {})
 	if err != nil {
 		return []string{err.Error()}
 	}
@@ -63,6 +63,11 @@ func TestCheck(t *testing.T) {
 		{"a template's recipient", "a.csv", "phone,name\nx y,Lucía\n", notify, []string{"2|notification.destinations[0]|phone|" + phone}},
 		{"nothing but names", "a.csv", "phone,name\n", hola, []string{"has no items"}},
 		{"nothing", "a.csv", "", hola, []string{"has no line with the columns' names"}},
+		{"two columns without a name", "a.csv", "phone;name;;\r\n593991234567;Lucía;;\r\n", hola, nil},
+		{"blank lines, and a name of a column in two lines", "a.csv", "\n\nphone,\"full\nname\",name\n593991234567,x,Lucía\n", hola, nil},
+		{"Latin-1 in a column's name", "a.csv", "tel\xe9fono,name\n593991234567,Luc\xeda\n", mappingFlags{fields: map[string]string{"user_id": "teléfono"}, text: "Hola"}, []string{"line 1: is not UTF-8: save the file as CSV UTF-8"}},
+		{"UTF-16", "a.csv", "\xff\xfep\x00h\x00o\x00n\x00e\x00\n\x00", hola, []string{"line 1: is not UTF-8"}},
+		{"names of columns that are no CSV", "a.csv", "phone,\"na\"me\n1,2\n", hola, []string{"the line with the columns' names: "}},
 		{"a column twice", "a.csv", "phone,phone\n1,2\n", hola, []string{`two columns are called "phone"`}},
 		{"an unknown column", "a.csv", "tel,name\n1,2\n", hola, []string{`the file has no column "phone"; it has tel, name`}},
 		{"an unknown name in a text", "a.csv", "phone,nombre\n1,2\n", hola, []string{`no entry for key "name"; the file's columns are phone, nombre`}},
@@ -104,8 +109,8 @@ options: {labels: {campaign: noviembre}}
 		t.Fatal(err)
 	}
 	var items []*facadev1.BatchItem
-	if _, err := src.rows(func(r row) error {
-		item, bad := src.item(r)
+	if err := src.rows(func(r row) error {
+		item, _, bad := src.item(r)
 		if bad != nil {
 			t.Error(bad.Message)
 		}
@@ -119,7 +124,7 @@ options: {labels: {campaign: noviembre}}
 	}
 }
 
-// TestRows: whatever the cells are, what a CSV's writer wrote comes out again, whole and in order, and the hash is the file's alone.
+// TestRows: whatever the cells are, what a CSV's writer wrote comes out again, whole and in order.
 func TestRows(t *testing.T) {
 	folder := t.TempDir()
 	rapid.Check(t, func(t *rapid.T) {
@@ -142,23 +147,18 @@ func TestRows(t *testing.T) {
 			t.Fatal(err)
 		}
 		var got []string
-		read := func() string {
+		for range 2 { // it is read again after a cut
 			got = nil
-			hash, err := src.rows(func(r row) error {
-				item, bad := src.item(r)
+			if err := src.rows(func(r row) error {
+				item, _, bad := src.item(r)
 				if bad != nil {
 					t.Fatal(bad.Message)
 				}
 				got = append(got, item.GetMessage().GetText().GetText())
 				return nil
-			})
-			if err != nil {
+			}); err != nil {
 				t.Fatal(err)
 			}
-			return hash
-		}
-		if hash := read(); hash != hashOf(text.String()) || hash != read() {
-			t.Error("the hash is not the file's")
 		}
 		if diff := cmp.Diff(names, got); diff != "" && len(names)+len(got) > 0 {
 			t.Error(diff)

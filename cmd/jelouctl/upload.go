@@ -48,8 +48,10 @@ cell are cut off. Commas, semicolons, tabs and bars are recognised as separators
 A line of NDJSON is a whole BatchItem: {"user_id": "593991234567", "message": {"text": {"text": "Hola"}}}.
 
 The command may be cut at any time, by Ctrl-C, a crash or the network: the batch goes on at the server with what it has, and running the same
-command again goes on where it was. Nothing is sent twice: a file that was sent is known by its content for 30 days, and one that has
-changed since is refused. A new batch of the same file needs --again.`,
+command again goes on where it was. Nothing is sent twice: a file is known by its items, here for 30 days and, from wherever it is sent, at
+the server for as long as that keeps the batch. One that has changed since it was sent in part is refused. A new batch of the same
+items needs --again, which goes on as well until that one has ended, or another --request-id. What is not uploaded within a day of a cut
+is left out: the server then ends the batch with what it has.`,
 		Example: `  jelouctl batch send clients.csv --bot demo --map user_id=phone --text 'Hola {{.name}}, su pedido {{.order}} salió.'
   jelouctl batch send clients.csv --map user_id=phone --template order_ready --language es --param '{{.name}}' --param '{{.order}}'
   jelouctl batch send items.ndjson --bot demo --results results.csv`,
@@ -69,12 +71,12 @@ changed since is refused. A new batch of the same file needs --again.`,
 	flags.StringVar(&f.separator, "separator", "", "`character` between a CSV's columns, or tab; found in the first line when not given")
 	flags.StringVar(&f.bot, "bot", "", "`id` of the bot that sends; the context's when not given")
 	flags.StringVar(&f.name, "name", "", "a `name` of the batch for people; the file's when not given")
-	flags.StringVar(&f.requestID, "request-id", "", "your own `id` of the batch, which makes sending the file safe from several machines, too")
+	flags.StringVar(&f.requestID, "request-id", "", "your own `id` of the batch: with another one the same file is another batch")
 	flags.StringVar(&f.results, "results", "", "`file` (.csv, .ndjson) that gets one line for each item, with its line in FILE, once the batch has ended")
 	flags.BoolVar(&f.all, "all", false, fmt.Sprintf("list all wrong lines, not only the first %d", shownLines))
 	flags.BoolVar(&f.checkOnly, "check", false, "only check the file, without asking any server")
 	flags.BoolVar(&f.again, "again", false, "send as a new batch what was sent before")
-	flags.BoolVar(&f.paused, "paused", false, "only upload; `jelouctl batch resume` sends")
+	flags.BoolVar(&f.paused, "paused", false, "only upload: sent is after \"jelouctl batch resume\"")
 	flags.BoolVar(&f.detach, "detach", false, "leave once everything is stored; running the command again shows how far it is")
 	f.options.add(c, "bulk")
 	return c
@@ -85,6 +87,16 @@ func (a *app) sendFile(ctx context.Context, path string, f *batchSendFlags) erro
 	if ext := filepath.Ext(f.results); f.results != "" && ext != ".csv" && ext != ".ndjson" {
 		return usage("--results %s: must end in .csv or .ndjson", f.results)
 	}
+	spec := &facadev1.BatchSpec{DisplayName: first(f.name, filepath.Base(path)), Paused: f.paused}
+	var err error
+	if spec.Options, err = f.options.options(time.Now()); err != nil {
+		return err
+	}
+	if !f.checkOnly {
+		if spec.BotId, err = a.bot(f.bot); err != nil {
+			return err
+		}
+	}
 	src, err := openSource(path, f.separator, &f.mapping)
 	if err != nil {
 		return err
@@ -93,7 +105,9 @@ func (a *app) sendFile(ctx context.Context, path string, f *batchSendFlags) erro
 	if f.all || a.output != formatTable {
 		limit = -1
 	}
-	found, err := src.check(limit, f.results != "")
+	checking := newChecking(a.err)
+	found, err := src.check(ctx, limit, f.results != "", checking.show)
+	checking.stop()
 	if err != nil {
 		return err
 	}
@@ -104,7 +118,7 @@ func (a *app) sendFile(ctx context.Context, path string, f *batchSendFlags) erro
 		a.note("%s: %d items, all valid; nothing was sent", path, len(found.lines))
 		return nil
 	}
-	u, err := a.newUpload(ctx, src, found, f)
+	u, err := a.newUpload(ctx, src, found, f, spec)
 	if err != nil {
 		return err
 	}
@@ -165,19 +179,11 @@ type upload struct {
 	view    *progress
 
 	saved time.Time
-	moved bool // something came since the last cut
-	ended *facadev1.Batch
+	moved bool            // something came since the last cut
+	batch *facadev1.Batch // as it was last seen
 }
 
-func (a *app) newUpload(ctx context.Context, src *source, found *checked, f *batchSendFlags) (*upload, error) {
-	bot, err := a.bot(f.bot)
-	if err != nil {
-		return nil, err
-	}
-	options, err := f.options.options(time.Now())
-	if err != nil {
-		return nil, err
-	}
+func (a *app) newUpload(ctx context.Context, src *source, found *checked, f *batchSendFlags, spec *facadev1.BatchSpec) (*upload, error) {
 	client, err := a.connect(ctx)
 	if err != nil {
 		return nil, err
@@ -186,18 +192,14 @@ func (a *app) newUpload(ctx context.Context, src *source, found *checked, f *bat
 	if err != nil {
 		return nil, err
 	}
-	hash := found.hash
-	if src.mapping != nil {
-		hash += " " + hashOf(src.mapping.source)
-	}
-	j, known, err := openJournal(journal{File: whole, Hash: hash, Server: client.address, Bot: bot, RequestID: f.requestID, Items: len(found.lines)}, f.again)
+	j, known, err := openJournal(journal{File: whole, Hash: found.hash, Server: client.address, Bot: spec.BotId, RequestID: f.requestID, Items: len(found.lines)}, f.again)
 	if err != nil {
 		client.close()
 		return nil, err
 	}
-	u := &upload{app: a, client: client, source: src, found: found, flags: f, journal: j, saved: time.Now()}
-	u.spec = &facadev1.BatchSpec{BotId: bot, RequestId: j.RequestID, DisplayName: first(f.name, filepath.Base(src.path)), Options: options, Paused: f.paused}
-	if known {
+	spec.RequestId = j.RequestID
+	u := &upload{app: a, client: client, source: src, found: found, flags: f, spec: spec, journal: j, saved: time.Now()}
+	if known && j.BatchID != "" {
 		u.greet()
 	}
 	return u, nil
@@ -207,10 +209,10 @@ func (a *app) newUpload(ctx context.Context, src *source, found *checked, f *bat
 func (u *upload) greet() {
 	j := u.journal
 	if !j.Ended.IsZero() {
-		u.note("sent before: batch %s ended on %s. Nothing is sent again; --again would", j.BatchID, j.Ended.Local().Format("2006-01-02 15:04"))
+		u.note("sent before: batch %s ended on %s. Nothing is sent again; --again would send all of it once more", j.BatchID, j.Ended.Local().Format("2006-01-02 15:04"))
 		return
 	}
-	u.note("going on with batch %s: %d of %d items uploaded, %d results seen", first(j.BatchID, "without id"), j.Uploaded, j.Items, j.Results)
+	u.note("going on with batch %s: %d of %d items uploaded, %d results seen", j.BatchID, j.Uploaded, j.Items, j.Results)
 }
 
 // giveUpAfter is how long a server may be away before the command ends; the batch does not.
@@ -228,6 +230,9 @@ func (u *upload) run(ctx context.Context) error {
 	u.view.uploaded = u.journal.Uploaded
 	err := u.reopen(ctx)
 	u.view.stop()
+	if reasonOf(err) == facadev1.ErrorReason_RESOURCE_NOT_FOUND {
+		u.journal.Ended = time.Now().UTC() // for --again
+	}
 	if saving := u.journal.write(); err == nil {
 		err = saving
 	}
@@ -236,7 +241,10 @@ func (u *upload) run(ctx context.Context) error {
 		return u.interrupted()
 	case errors.Is(err, errStored):
 		u.note("batch %s: all %d items are stored. It goes on at the server: run the same command again, or `jelouctl batch watch %s`", u.journal.BatchID, u.journal.Items, u.journal.BatchID)
-		return nil
+		if u.output == formatTable {
+			return nil
+		}
+		return printOne(u.app, batchColumns, u.batch)
 	case err != nil:
 		return u.cut(ctx, err)
 	}
@@ -245,7 +253,16 @@ func (u *upload) run(ctx context.Context) error {
 			return err
 		}
 	}
-	return u.summary(u.ended, u.journal.Tally)
+	err = u.summary(u.batch, u.journal.Tally)
+	if has := int(u.batch.GetCounts().GetAccepted()); has < u.journal.Items {
+		return &failure{exit: exitIncomplete, text: fmt.Sprintf("batch %s: has only the first %d of %d items", u.journal.BatchID, has, u.journal.Items), next: u.rest(has)}
+	}
+	return err
+}
+
+// rest says how to send what a batch that was ended has not.
+func (u *upload) rest(has int) string {
+	return fmt.Sprintf("to send the rest, put the lines from %d on into a file of their own, a CSV's below the names of its columns; --again would send all of it once more", u.found.lines[has])
 }
 
 // errStored ends a stream whose upload is complete, where no results are wanted.
@@ -345,7 +362,17 @@ func (u *upload) opened(o *facadev1.BatchOpened) error {
 	if int(o.NextSequence)-1 > u.journal.Items {
 		return invalid("batch %s has %d items, the file %d: it is another file's", o.BatchId, o.NextSequence-1, u.journal.Items)
 	}
-	u.journal.BatchID = o.BatchId
+	if u.journal.BatchID == "" && o.NextSequence > 1 {
+		// A request_id of the user's own says nothing of the items: only a run of this file that began at the same time does.
+		other, err := readJournal(u.journal.path)
+		if u.flags.requestID != "" && (err != nil || other.BatchID != o.BatchId) {
+			f := invalid("--request-id %s: is that of batch %s, which was not begun here with this file; nothing was sent", u.flags.requestID, o.BatchId)
+			f.next = "look at it by `jelouctl batch get " + o.BatchId + "`, or give another one"
+			return f
+		}
+		u.view.say("the server knows these items already: going on with batch %s", o.BatchId)
+	}
+	u.journal.BatchID, u.journal.Ended = o.BatchId, time.Time{}
 	u.acknowledged(int(o.NextSequence) - 1)
 	return u.journal.write()
 }
@@ -357,33 +384,35 @@ func (u *upload) acknowledged(through int) {
 
 // upload sends the items from a sequence on, then the seal. It ends without an error where the stream did: Recv says why.
 func (u *upload) upload(ctx context.Context, stream grpc.BidiStreamingClient[facadev1.StreamBatchRequest, facadev1.StreamBatchResponse], next int) error {
-	sequence := 0
-	hash, err := u.source.rows(func(r row) error {
-		if sequence++; sequence < next {
+	if next <= u.journal.Items { // what is uploaded needs the file no more
+		sequence := 0
+		err := u.source.rows(func(r row) error {
+			if sequence++; sequence < next {
+				return nil
+			}
+			item, _, bad := u.source.item(r)
+			if bad != nil {
+				return errChanged
+			}
+			item.Sequence = int32(sequence)
+			return stream.Send(&facadev1.StreamBatchRequest{Request: &facadev1.StreamBatchRequest_Item{Item: item}})
+		})
+		switch {
+		case errors.Is(err, io.EOF) || ctx.Err() != nil:
 			return nil
-		}
-		item, bad := u.source.item(r)
-		if bad != nil {
+		case errors.Is(err, errChanged) || err == nil && sequence != u.journal.Items:
 			return u.changedMeanwhile()
+		case err != nil:
+			return err
 		}
-		item.Sequence = int32(sequence)
-		return stream.Send(&facadev1.StreamBatchRequest{Request: &facadev1.StreamBatchRequest_Item{Item: item}})
-	})
-	switch {
-	case errors.Is(err, io.EOF) || ctx.Err() != nil:
-		return nil
-	case err != nil:
-		return err
-	case hash != u.found.hash:
-		return u.changedMeanwhile()
 	}
-	seal := &facadev1.StreamBatchRequest_Seal{ItemCount: int32(sequence)}
+	seal := &facadev1.StreamBatchRequest_Seal{ItemCount: int32(u.journal.Items)}
 	_ = stream.Send(&facadev1.StreamBatchRequest{Request: &facadev1.StreamBatchRequest_Seal_{Seal: seal}})
 	return nil
 }
 
 func (u *upload) changedMeanwhile() error {
-	f := invalid("%s: has changed while it was uploaded; the batch is not sealed", u.source.path)
+	f := invalid("%s: has changed while it was uploaded; nothing that was not checked was sent, and the batch is not sealed", u.source.path)
 	f.next = "put the old file back and run the command again, or `jelouctl batch cancel " + u.journal.BatchID + "`"
 	return f
 }
@@ -400,15 +429,14 @@ func (u *upload) event(m *facadev1.StreamBatchResponse) (done bool, err error) {
 		u.journal.Tally[tallyKey(e.Result.Send)]++
 		u.view.result(e.Result.Send.State)
 	case *facadev1.StreamBatchResponse_Progress:
-		u.view.batch(e.Progress.Batch)
+		u.batch = e.Progress.Batch
+		u.view.batch(u.batch)
 		if (u.flags.detach || u.flags.paused) && e.Progress.Batch.State != facadev1.Batch_OPEN {
 			return true, errStored
 		}
 	case *facadev1.StreamBatchResponse_End:
-		u.ended = e.End.Batch
-		if u.journal.Ended.IsZero() {
-			u.journal.Ended = time.Now().UTC()
-		}
+		u.batch = e.End.Batch
+		u.journal.Ended = u.batch.EndTime.AsTime()
 		return true, nil
 	}
 	if time.Since(u.saved) < time.Second {
@@ -426,6 +454,9 @@ func (u *upload) interrupted() error {
 		f.facts = []fact{{"batch_id", j.BatchID}, {"stop it", "jelouctl batch pause " + j.BatchID + ", or cancel"}}
 	}
 	f.next = "run the same command again to go on"
+	if j.Uploaded < j.Items {
+		f.next += ", within a day: then the server ends the batch with what it has"
+	}
 	return f
 }
 
@@ -439,6 +470,9 @@ func (u *upload) cut(ctx context.Context, err error) error {
 	switch {
 	case f.exit == exitUnavailable:
 		f.next = "the batch goes on at the server; run the same command again to go on here"
+	case reasonOf(err) == facadev1.ErrorReason_BATCH_SEALED && u.journal.Uploaded < u.journal.Items:
+		f.text = fmt.Sprintf("batch %s: was ended with the first %d of %d items", u.journal.BatchID, u.journal.Uploaded, u.journal.Items)
+		f.next = u.rest(u.journal.Uploaded)
 	case reasonOf(err) == facadev1.ErrorReason_RESOURCE_NOT_FOUND:
 		f.next = "this server does not know the batch: it is another ledger, or has forgotten it. To send the whole file as a new batch: --again"
 	}
@@ -466,9 +500,29 @@ func (a *app) summary(b *facadev1.Batch, tally map[string]int) error {
 	} else if err := printOne(a, batchColumns, b); err != nil {
 		return err
 	}
-	if missing := b.GetCounts().GetAccepted() - b.GetCounts().GetSent(); missing > 0 {
-		return &failure{exit: exitIncomplete, text: fmt.Sprintf("batch %s: %d items are not SENT", b.BatchId, missing),
-			next: fmt.Sprintf("`jelouctl batch results %s --state failed` lists them, `jelouctl batch replay %s --state failed` sends them again as a new batch", b.BatchId, b.BatchId)}
+	missing := b.GetCounts().GetAccepted() - b.GetCounts().GetSent()
+	if missing == 0 {
+		return nil
 	}
-	return nil
+	var states, replayed []string
+	for _, s := range []struct {
+		name  string
+		count int32
+		again bool
+	}{
+		{"failed", b.Counts.Failed, true}, {"expired", b.Counts.Expired, true}, {"unknown", b.Counts.Unknown, false}, {"cancelled", b.Counts.Cancelled, false},
+	} {
+		if s.count > 0 {
+			states = append(states, s.name)
+		}
+		if s.count > 0 && s.again {
+			replayed = append(replayed, s.name)
+		}
+	}
+	f := &failure{exit: exitIncomplete, text: fmt.Sprintf("batch %s: %d items are not SENT", b.BatchId, missing)}
+	f.next = fmt.Sprintf("`jelouctl batch results %s --state %s` lists them", b.BatchId, strings.Join(states, ","))
+	if replayed != nil {
+		f.next += fmt.Sprintf(", `jelouctl batch replay %s --state %s` sends them again as a new batch", b.BatchId, strings.Join(replayed, ","))
+	}
+	return f
 }
