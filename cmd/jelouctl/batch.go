@@ -139,7 +139,7 @@ The replay has a request_id, which is printed: where the answer is lost, running
 	c.Flags().StringSliceVar(&reasons, "reason", nil, "only items with one of these error `reasons`")
 	c.Flags().StringVar(&requestID, "request-id", "", "your own `id` of the new batch; one is made when not given")
 	c.Flags().DurationVar(&expireIn, "expire-in", 0, "`duration` after which what has not left is not sent any more")
-	c.Flags().BoolVar(&paused, "paused", false, "begin paused: sent is after \"jelouctl batch resume\"")
+	c.Flags().BoolVar(&paused, "paused", false, "begin paused: \"jelouctl batch resume\" sends")
 	must(c.MarkFlagRequired("state"))
 	must(c.RegisterFlagCompletionFunc("state", fixed("failed", "unknown", "expired")))
 	return c

@@ -76,7 +76,7 @@ is left out: the server then ends the batch with what it has.`,
 	flags.BoolVar(&f.all, "all", false, fmt.Sprintf("list all wrong lines, not only the first %d", shownLines))
 	flags.BoolVar(&f.checkOnly, "check", false, "only check the file, without asking any server")
 	flags.BoolVar(&f.again, "again", false, "send as a new batch what was sent before")
-	flags.BoolVar(&f.paused, "paused", false, "only upload: sent is after \"jelouctl batch resume\"")
+	flags.BoolVar(&f.paused, "paused", false, "only upload: \"jelouctl batch resume\" sends")
 	flags.BoolVar(&f.detach, "detach", false, "leave once everything is stored; running the command again shows how far it is")
 	f.options.add(c, "bulk")
 	return c
