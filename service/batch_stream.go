@@ -19,7 +19,7 @@ import (
 // Bounds of one stream. What was received and is not yet durable is all that a stream keeps in memory.
 const (
 	maxUnacknowledged      = 1000
-	maxUnacknowledgedBytes = 176 << 10 // with its row's overhead a stream then stays under 1 MiB
+	maxUnacknowledgedBytes = 160 << 10 // with its row's overhead a stream then stays under 1 MiB
 	itemOverhead           = 512       // bytes that an item costs beside its content
 	itemsPerAdd            = 250       // items that one transaction stores, so that acknowledgements flow
 	resultsPerRead         = 100
