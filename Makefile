@@ -10,6 +10,7 @@ LINT := $(TOOL) golangci-lint
 VERSION ?= $(shell git describe --tags --exact-match 2>/dev/null)
 COMMIT  ?= $(shell git describe --always --abbrev=40 --match=nothing --dirty=+changes 2>/dev/null)
 OUT     ?= bin
+PICTURES ?= $(OUT)/pictures
 STAMP   := github.com/jelou-facade/jelou-facade/service/version
 
 # The commit that `make breaking` compares with: the main before this one, or what is given, as in BASE=v0.1.0.
@@ -20,7 +21,7 @@ GENERATED := gen proto service/openapi.json
 comma := ,
 
 .DEFAULT_GOAL := help
-.PHONY: alerts clients client_tools openapi-check python help run build reproducible sbom licences vulnerabilities test postgres generate generated docs session lint breaking modules check tools prometheus systemd deploy-check pgbouncer dashboard browser
+.PHONY: alerts clients client_tools openapi-check python help run build reproducible sbom licences vulnerabilities test postgres generate generated docs session lint breaking modules check tools prometheus systemd deploy-check pgbouncer dashboard docs-page browser
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -112,7 +113,7 @@ licences: ## Check that everything that is linked in has a licence that asks for
 vulnerabilities: ## Look for known vulnerabilities in what is called; needs vuln.go.dev, so it is no part of check
 	$(TOOL) govulncheck ./...
 
-check: test generated lint clients openapi-check breaking modules licences sbom reproducible deploy-check ## Run everything that CI runs
+check: test generated lint clients openapi-check breaking modules licences sbom reproducible deploy-check docs-page ## Run everything that CI runs
 
 tools: third_party/proto # Compile the tools, for .ci/run
 	$(BUF) --version
@@ -147,6 +148,12 @@ alerts: prometheus postgres ## Hold the alert rules and the dashboard to promtoo
 dashboard: postgres prometheus browser ## Draw docs/dashboard.png, the dashboard after ten minutes of a real run
 	cd deploy/grafana/preview && npm ci --ignore-scripts && npm run build
 	go test -count=1 -v -timeout 20m -run TestDashboard ./deploy -picture ../docs/dashboard.png
+
+docs-page: browser ## Use /docs in a browser; draw it and the live view of jelouctl into PICTURES, which is docs for the committed ones
+	@work=$$(mktemp -d); trap 'rm -rf "$$work"' EXIT; go build -o "$$work/" ./cmd/jelou-facade ./cmd/jelouctl; \
+	mkdir -p "$(PICTURES)"; pictures=$$(realpath "$(PICTURES)"); cd docs/browser; npm ci --ignore-scripts --no-audit --no-fund; \
+	node docs-page.mjs "$$(command -v chromium)" "$$work" "$$pictures/docs-page.png"; \
+	node terminal.mjs "$$(command -v chromium)" "$$work" "$$pictures/jelouctl-capacity.png"
 
 browser:
 	$(call available,command -v chromium >/dev/null,chromium,Chromium: install it (Debian: chromium) so that chromium is in PATH)

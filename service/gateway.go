@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
+	"github.com/swaggest/swgui"
 	"github.com/swaggest/swgui/v5emb"
 	"google.golang.org/genproto/googleapis/api/annotations"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -112,7 +113,9 @@ func newGateway(ctx context.Context, conn grpc.ClientConnInterface, d *doors, ot
 		w.Header().Set("Content-Type", "application/json")
 		_, _ = w.Write(openAPI) // a client that left
 	})
-	root.Handle("GET /docs/", v5emb.New("jelou-facade", "/openapi.json", "/docs/"))
+	// Swagger UI prints extensions as one heap of text, and x-examples is a page of it.
+	page := v5emb.NewWithConfig(swgui.Config{SettingsUI: map[string]string{"showExtensions": "false"}})
+	root.Handle("GET /docs/", page("jelou-facade", "/openapi.json", "/docs/"))
 	root.Handle("GET /docs", http.RedirectHandler("/docs/", http.StatusMovedPermanently))
 	for pattern, page := range others {
 		root.HandleFunc(pattern, page)
