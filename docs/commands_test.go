@@ -134,7 +134,7 @@ var runnable = []string{"jelou-facade", "jelouctl", "curl", "grpcurl", "printf",
 // isProgram tells whether a line begins as a command does: with a program that this machine or this repository has.
 func isProgram(line string) bool {
 	word, _, _ := strings.Cut(line, " ")
-	if slices.Contains(runnable, word) || slices.Contains([]string{"docker", "helm", "kubectl", "npm", "cargo"}, word) {
+	if slices.Contains(runnable, word) || slices.Contains([]string{"docker", "helm", "kubectl", "npm", "cargo", "mvn", "java"}, word) {
 		return true
 	}
 	if strings.Contains(word, "/") {
