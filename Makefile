@@ -113,7 +113,7 @@ licences: ## Check that everything that is linked in has a licence that asks for
 vulnerabilities: ## Look for known vulnerabilities in what is called; needs vuln.go.dev, so it is no part of check
 	$(TOOL) govulncheck ./...
 
-check: test generated lint clients openapi-check breaking modules licences sbom reproducible deploy-check docs-page ## Run everything that CI runs
+check: test generated lint clients openapi-check breaking modules licences sbom reproducible deploy-check ## Run everything that CI runs
 
 tools: third_party/proto # Compile the tools, for .ci/run
 	$(BUF) --version
