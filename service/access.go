@@ -63,9 +63,12 @@ func listedCaller(ctx context.Context) string {
 // like what does not exist, in every method.
 func (s *core) visible(ctx context.Context, company int64, owner string) bool {
 	c := callerOf(ctx)
-	if owner != c.Name() && !c.Admin() {
-		return false
-	}
+	return (owner == c.Name() || c.Admin()) && s.visibleCompany(ctx, company)
+}
+
+// visibleCompany reports whether the caller may know of what it stored itself for a company.
+func (s *core) visibleCompany(ctx context.Context, company int64) bool {
+	c := callerOf(ctx)
 	if c.MayUseAll() {
 		return true // also of companies that the configuration has no more
 	}
@@ -99,6 +102,21 @@ func (s *core) visibleBatch(ctx context.Context, id ledger.QueueID) (ledger.Batc
 		s.touchRow(ctx, id.Company, b.Caller, batchName(id))
 	}
 	return b, err
+}
+
+// openVisibleBatch makes the stream the one that uploads to a batch that the caller may know of.
+func (s *core) openVisibleBatch(ctx context.Context, id ledger.QueueID) (b ledger.Batch, uploader int64, err error) {
+	if !s.visibleCompany(ctx, id.Company) {
+		return ledger.Batch{}, 0, ledger.ErrNotFound
+	}
+	owner := callerOf(ctx).Name()
+	if callerOf(ctx).Admin() {
+		owner = "" // anybody's
+	}
+	if b, uploader, err = s.ledger.OpenBatch(ctx, id, owner); err == nil {
+		s.touchRow(ctx, id.Company, b.Caller, batchName(id))
+	}
+	return b, uploader, err
 }
 
 // ownNotifications are those of Jelou's notifications of a bot that the caller may know of.

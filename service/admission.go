@@ -106,9 +106,19 @@ func (s *core) missesDeadline(companyID int64, wait, within time.Duration) *faul
 // minRetryAfter keeps refused callers from coming back at once.
 const minRetryAfter = 200 * time.Millisecond
 
-// queueFull says when more sends may be stored, where too many wait already.
+// queueFull says when more sends may be stored, where too many wait already. What was counted a moment ago will do where there
+// is room for twice as many: the count should not cost more than what is stored.
 func (s *core) queueFull(ctx context.Context, n ledger.NewSend, more int64) (*fault, error) {
-	mine, inLane, all, err := s.dispatch.Waiting(ctx, n.Company, n.Lane, n.Caller)
+	full, err := s.overBound(ctx, n, more, true)
+	if full != nil && err == nil {
+		full, err = s.overBound(ctx, n, more, false)
+	}
+	return full, err
+}
+
+// overBound is queueFull by a count, or roughly: by one that may be a second old, and as if twice as many waited.
+func (s *core) overBound(ctx context.Context, n ledger.NewSend, more int64, roughly bool) (*fault, error) {
+	mine, inLane, all, err := s.dispatch.Waiting(ctx, n.Company, n.Lane, n.Caller, roughly)
 	if err != nil {
 		return nil, err
 	}
@@ -118,6 +128,9 @@ func (s *core) queueFull(ctx context.Context, n ledger.NewSend, more int64) (*fa
 		waiting, bound int64
 	}{{"of this caller in the lane", mine, orDefault(callerOf(ctx).MostWaiting(), bounds.Caller)}, {"in the lane", inLane, bounds.Lane}, {"of the company", all, bounds.Company}} {
 		over := b.waiting + more - b.bound
+		if roughly {
+			over += b.waiting + more
+		}
 		if b.bound == 0 || over <= 0 {
 			continue
 		}

@@ -278,15 +278,12 @@ func (s *batchServer) openUpload(ctx context.Context, open *facadev1.StreamBatch
 		if id, err = ledger.ParseQueueID(open.GetBatchId()); err != nil {
 			return nil, 0, err
 		}
-		if _, err := s.visibleBatch(ctx, id); err != nil {
-			return nil, 0, err
-		}
 	}
 	after, err := parseCursor(id, open.AfterCursor)
 	if err != nil {
 		return nil, 0, err
 	}
-	b, uploader, err := s.ledger.OpenBatch(ctx, id)
+	b, uploader, err := s.openVisibleBatch(ctx, id)
 	if err != nil {
 		return nil, 0, reopenable(err)
 	}

@@ -77,7 +77,7 @@ func (e *engine) batch(ctx context.Context, t *tenant, bot, caller string, items
 	if err != nil {
 		return created.ID, err
 	}
-	_, uploader, err := e.ledger.OpenBatch(ctx, created.ID)
+	_, uploader, err := e.ledger.OpenBatch(ctx, created.ID, "")
 	if err != nil {
 		return created.ID, err
 	}

@@ -484,7 +484,7 @@ func (c *claimer) batch(lane ledger.Lane, paused bool) (*openBatch, error) {
 	if err != nil {
 		return nil, err
 	}
-	_, uploader, err := c.l.OpenBatch(c.ctx, made.ID)
+	_, uploader, err := c.l.OpenBatch(c.ctx, made.ID, "")
 	return &openBatch{made.ID, lane, uploader, 1}, err
 }
 

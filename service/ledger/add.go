@@ -271,7 +271,7 @@ func (t *tx) readyShares(shares []looseKey, locked bool) {
 	for _, s := range slices.Compact(shares) {
 		if !locked {
 			t.read(`SELECT ready FROM share WHERE company{newest} = $1 AND lane{newest} = $2 AND caller{newest caller} = $3 ORDER BY start_tag DESC LIMIT 1 {lock}`,
-				func(scanFunc) error { return nil }, s.company, s.lane, s.caller)
+				nothing, s.company, s.lane, s.caller)
 		}
 		t.write(readyShare, s.company, s.lane, s.caller)
 	}
@@ -355,7 +355,7 @@ func (a *adding) lockWritten() {
 	}
 	for _, id := range a.order {
 		if q := a.queues[id]; q.found && (!q.ready || final[id]) {
-			a.t.read(`SELECT id FROM queue WHERE company{newest} = $1 AND id{newest} = $2 ORDER BY start_tag DESC LIMIT 1 {lock}`, func(scanFunc) error { return nil }, id.Company, id.Queue)
+			a.t.read(`SELECT id FROM queue WHERE company{newest} = $1 AND id{newest} = $2 ORDER BY start_tag DESC LIMIT 1 {lock}`, nothing, id.Company, id.Queue)
 		}
 	}
 }
@@ -726,7 +726,7 @@ func (l *Ledger) findAdded(ctx context.Context, a *adding, lost error) error {
 				t.alone(key.company)
 			}
 			for _, id := range a.order {
-				t.read(`SELECT id FROM queue WHERE company = $1 AND id = $2 {all}`, func(scanFunc) error { return nil }, id.Company, id.Queue)
+				t.read(`SELECT id FROM queue WHERE company = $1 AND id = $2 {all}`, nothing, id.Company, id.Queue)
 			}
 			for _, w := range a.work {
 				t.read(`SELECT company, queue, pos FROM send WHERE company = $1 AND queue = $2 AND pos = $3 AND accepted_at = $4`,
@@ -758,7 +758,7 @@ func (l *Ledger) FindAdded(ctx context.Context, id ID) (Send, error) {
 	err := l.transact(ctx, confirming(func(t *tx) error {
 		r = record{}
 		t.alone(id.Company) // it may have made the queue, too
-		t.read(`SELECT id FROM queue WHERE company = $1 AND id = $2 {all}`, func(scanFunc) error { return nil }, id.Company, id.Queue)
+		t.read(`SELECT id FROM queue WHERE company = $1 AND id = $2 {all}`, nothing, id.Company, id.Queue)
 		t.read(getQuery, func(scan scanFunc) error { return r.scan(scan) }, id.Company, id.Queue, id.Pos)
 		return t.flush()
 	}))

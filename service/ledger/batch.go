@@ -213,7 +213,7 @@ func (l *Ledger) CreateSealedBatch(ctx context.Context, n NewBatch, items []NewS
 			items[i].Queue = row.ID.Queue
 		}
 		// One that was left open by a version that stored it piece by piece: nobody else may be at it.
-		t.read(`SELECT id FROM queue WHERE company = $1 AND id = $2 {all}`, func(scanFunc) error { return nil }, row.ID.Company, row.ID.Queue)
+		t.read(`SELECT id FROM queue WHERE company = $1 AND id = $2 {all}`, nothing, row.ID.Company, row.ID.Queue)
 		work, added := additions(items)
 		a = newAdding(t, work)
 		if err := a.run(); err != nil {
@@ -305,7 +305,7 @@ func (l *Ledger) changeBatch(ctx context.Context, id QueueID, claims bool, chang
 		if claims {
 			g.lockCompanies(lockCompanies, []int64{id.Company})
 		}
-		t.read(`SELECT id FROM queue WHERE company = $1 AND id = $2 {all}`, func(scanFunc) error { return nil }, id.Company, id.Queue)
+		t.read(`SELECT id FROM queue WHERE company = $1 AND id = $2 {all}`, nothing, id.Company, id.Queue)
 		t.readBatch(id, &b, &found)
 		if err := t.flush(); err != nil {
 			return err
@@ -330,15 +330,30 @@ func (l *Ledger) changeBatch(ctx context.Context, id QueueID, claims bool, chang
 	return b, err
 }
 
-// OpenBatch makes the caller the one who uploads: items of whoever was it before are refused with ErrStreamReplaced.
+// OpenBatch makes whoever calls the one who uploads: items of whoever was it before are refused with ErrStreamReplaced.
 // The number is for NewSend.Uploader and Seal. All items before Batch.NextPos are durable, and no add in flight can
-// add to them any more.
-func (l *Ledger) OpenBatch(ctx context.Context, id QueueID) (b Batch, uploader int64, err error) {
-	row, err := l.changeBatch(ctx, id, false, func(t *tx, b *batchRow) error {
-		t.writeOne(`UPDATE queue SET uploader = uploader + 1, uploaded_at = $3 WHERE company = $1 AND id = $2`, id.Company, id.Queue, b.now)
+// add to them any more. With a caller, another one's batch is ErrNotFound and stays as it is.
+//
+// All of it is one round trip: when a replica goes away its streams are opened on the others at the same time.
+func (l *Ledger) OpenBatch(ctx context.Context, id QueueID, caller string) (b Batch, uploader int64, err error) {
+	var row batchRow
+	found := false
+	err = l.transactAgain(ctx, func(t *tx) error {
+		found = false
+		t.read(`SELECT id FROM queue WHERE company = $1 AND id = $2 {all}`, nothing, id.Company, id.Queue)
+		t.write(`UPDATE queue SET uploader = uploader + 1, uploaded_at = {now}
+			WHERE company = $1 AND id = $2 AND batch + 0 = 1 AND dropped_result = 0 AND CAST($3 AS TEXT) IN ('', caller)`, id.Company, id.Queue, caller)
+		t.readBatch(id, &row, &found)
 		return nil
 	})
-	return row.Batch, row.Uploader, err
+	if err == nil && (!found || caller != "" && row.Caller != caller) {
+		err = ErrNotFound
+	}
+	if err != nil {
+		return Batch{}, 0, err
+	}
+	l.settled(ID{Company: id.Company, Queue: id.Queue}) // whoever streams the batch looks at it again
+	return row.Batch, row.Uploader, nil
 }
 
 // Seal says that the batch has all its items. Another count than that of the items stored is a SequenceError. Sealing

@@ -105,7 +105,7 @@ func TestLifeOfABatch(t *testing.T) {
 		if b.State != BatchOpen || b.NextPos != 1 || b.Bot != "demo" || string(b.Spec) != "spec" || b.CreatedAt == 0 {
 			t.Errorf("created %+v", b)
 		}
-		_, uploader, err := l.OpenBatch(t.Context(), b.ID)
+		_, uploader, err := l.OpenBatch(t.Context(), b.ID, "")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -306,7 +306,7 @@ func TestUploadersReplaceEachOther(t *testing.T) {
 			l := ledgers[i%len(ledgers)]
 			uploading.Go(func() {
 				for next := int64(1); next <= n; {
-					opened, uploader, err := l.OpenBatch(t.Context(), b.ID)
+					opened, uploader, err := l.OpenBatch(t.Context(), b.ID, "")
 					if err != nil {
 						t.Error(err)
 						return
@@ -354,8 +354,8 @@ func TestReplacedUploaderHasNoSay(t *testing.T) {
 		l := mustOpen(t, c)
 		company := mustCompany(t, l, "acme")
 		b := mustCreate(t, l, newBatch(company))
-		_, first, err1 := l.OpenBatch(t.Context(), b.ID)
-		opened, second, err2 := l.OpenBatch(t.Context(), b.ID)
+		_, first, err1 := l.OpenBatch(t.Context(), b.ID, "")
+		opened, second, err2 := l.OpenBatch(t.Context(), b.ID, "")
 		if err := errors.Join(err1, err2); err != nil || first == second || opened.Uploader != second {
 			t.Fatalf("uploaders %d and %d, %v", first, second, err)
 		}
@@ -370,8 +370,17 @@ func TestReplacedUploaderHasNoSay(t *testing.T) {
 		if _, err := l.Seal(t.Context(), b.ID, 0, second); err != nil {
 			t.Error(err)
 		}
-		if _, _, err := l.OpenBatch(t.Context(), QueueID{company, 1}); !errors.Is(err, ErrNotFound) {
+		if _, _, err := l.OpenBatch(t.Context(), QueueID{company, 1}, ""); !errors.Is(err, ErrNotFound) {
 			t.Errorf("opened nothing: %v", err)
+		}
+		if _, _, err := l.OpenBatch(t.Context(), b.ID, "somebody else"); !errors.Is(err, ErrNotFound) {
+			t.Errorf("opened another caller's batch: %v", err)
+		}
+		if after, err := l.Batch(t.Context(), b.ID); err != nil || after.Uploader != second {
+			t.Errorf("the uploader after it: %d instead of %d, %v", after.Uploader, second, err)
+		}
+		if _, third, err := l.OpenBatch(t.Context(), b.ID, b.Caller); err != nil || third <= second {
+			t.Errorf("its own caller opened it as %d, %v", third, err)
 		}
 	})
 }

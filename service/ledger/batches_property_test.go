@@ -81,7 +81,7 @@ func (c *campaign) draw(t *rapid.T) *modelBatch {
 
 func (c *campaign) open(t *rapid.T) {
 	m := c.draw(t)
-	b, uploader, err := c.l.OpenBatch(c.Context(), m.id)
+	b, uploader, err := c.l.OpenBatch(c.Context(), m.id, "")
 	if err != nil || uploader <= m.uploader || b.NextPos != int64(len(m.states)+1) {
 		c.Fatalf("opened %+v as %d, %v", b, uploader, err)
 	}

@@ -102,6 +102,7 @@ type head struct {
 	later    int64 // its recipient got one a moment ago: not before this time
 	busy     bool  // another send to its recipient is on its way
 	stale    bool  // its time or its owner is gone
+	last     bool  // nothing waits behind it in its queue
 }
 
 // headColumns come after recordColumns.
@@ -112,13 +113,15 @@ const headColumns = `, q.weight, q.start_tag, q.head_pos, q.looked_at,
 		OR (SELECT 1 FROM send b WHERE b.company = s.company AND b.bot = s.bot AND b.recipient = s.recipient
 			AND b.parked = 2 AND (b.lane = 1) = (s.lane = 1) LIMIT 1) IS NOT NULL) THEN 1 ELSE 0 END,
 	CASE WHEN s.expire_at <= {now} OR (s.owner IS NOT NULL AND NOT EXISTS (SELECT 1 FROM replica r WHERE r.id = s.owner AND r.alive_until > {now})) THEN 1 ELSE 0 END,
-	COALESCE((SELECT p.until FROM gap p WHERE p.company = s.company AND p.bot = s.bot AND p.recipient = s.recipient AND s.lane <> 1 AND p.until > {now}), 0)`
+	COALESCE((SELECT p.until FROM gap p WHERE p.company = s.company AND p.bot = s.bot AND p.recipient = s.recipient AND s.lane <> 1 AND p.until > {now}), 0),
+	CASE WHEN (SELECT z.pos FROM send z WHERE z.company = s.company AND z.queue = s.queue AND z.state = 'pending' AND z.parked = 0 AND z.pos > s.pos
+		ORDER BY z.pos LIMIT 1) IS NULL THEN 1 ELSE 0 END`
 
 // free reports whether the send may be claimed now.
 func (h *head) free() bool { return !h.busy && !h.stale && h.later == 0 }
 
 func (h *head) scanHead(scan scanFunc, more ...any) error {
-	columns := []any{&h.queue.Weight, &h.queue.Start, &h.headPos, &h.lookedAt, flag{&h.busy}, flag{&h.stale}, &h.later}
+	columns := []any{&h.queue.Weight, &h.queue.Start, &h.headPos, &h.lookedAt, flag{&h.busy}, flag{&h.stale}, &h.later, flag{&h.last}}
 	return h.scan(scan, append(columns, more...)...)
 }
 
@@ -174,7 +177,8 @@ var lookQuery = `WITH share_of AS MATERIALIZED (
 	FROM send_of q CROSS JOIN send s WHERE s.company = q.company AND s.queue = q.id AND s.pos = q.pos`
 
 // lapsedQuery asks for leases and not for the state, which have the same rows: so it goes by lease.
-const lapsedQuery = `SELECT ` + recordColumns + fromRecord + `WHERE s.company {in 1} AND s.lease_until <= (SELECT {now}) AND s.lease_until > $2
+// Nearly always there are none, so it gives only their ids.
+const lapsedQuery = `SELECT s.company, s.queue, s.pos FROM send s WHERE s.company {in 1} AND s.lease_until <= (SELECT {now}) AND s.lease_until > $2
 	ORDER BY s.lease_until LIMIT $3`
 
 // nextQuery gives the next sends of a queue. The sub-select reads one index and nothing else.
@@ -216,9 +220,7 @@ func (c *claiming) run(companies []int64, decide func(View) Choice) error {
 		}
 	}
 	c.claim(picks)
-	if err := c.switchOff(); err != nil {
-		return err
-	}
+	c.switchOff()
 	if !c.wrote {
 		return errRollback
 	}
@@ -249,12 +251,23 @@ func (c *claiming) look(companies []int64) (map[int64][]Lane, error) {
 		c.heads[laneKey{h.ID.Company, h.Lane}] = h
 		return err
 	}, list, c.believe)
+	var lapsed []ID
 	c.t.read(lapsedQuery, func(scan scanFunc) error {
-		r := &record{}
-		err := r.scan(scan)
-		c.lapsed = append(c.lapsed, r)
+		var id ID
+		err := scan(&id.Company, &id.Queue, &id.Pos)
+		lapsed = append(lapsed, id)
 		return err
 	}, list, c.t.l.aboutNow()-micros(lapseAge), claimLapses)
+	if err := c.t.flush(); err != nil || len(lapsed) == 0 {
+		return waiting, err
+	}
+	for _, id := range lapsed {
+		c.t.read(getQuery, func(scan scanFunc) error {
+			r := &record{}
+			c.lapsed = append(c.lapsed, r)
+			return r.scan(scan)
+		}, id.Company, id.Queue, id.Pos)
+	}
 	return waiting, c.t.flush()
 }
 
@@ -411,54 +424,44 @@ func (c *claiming) delay(h *head) {
 		h.ID.Company, h.ID.Queue, h.ID.Pos, h.later)
 }
 
-// switchOff keeps what the search found empty from being looked at. It comes last, since it waits for nobody: an add that
-// waits for one of these rows has taken its own in the order of locks, and nothing here waits for it any more.
-func (c *claiming) switchOff() error {
+// What is empty is switched off, so that no claim looks at it again. An add that is not committed yet holds its queue and its
+// share, and then they stay on; one that comes later waits, sees them off and switches them on. So they are taken from adds
+// first, where nobody has them, and whether they are empty is asked in a statement behind that, which sees what was added before.
+// That waits for nobody; and an add that waits for it has nothing but shared locks, for which nobody here waits.
+const (
+	lockQueueMine = `WITH mine AS MATERIALIZED (SELECT id FROM queue` + thatQueue + ` {all skip}) SELECT {note mine} FROM mine`
+	lockShareMine = `WITH mine AS MATERIALIZED (SELECT caller FROM share` + thatShare + ` {all skip}) SELECT {note mine} FROM mine`
+
+	queueEmpty = `{mine} AND (SELECT s.pos FROM send s WHERE s.company = $1 AND s.queue = $2 AND s.state = 'pending' AND s.parked = 0 ORDER BY s.pos LIMIT 1) IS NULL`
+	shareEmpty = `{mine} AND (SELECT q.id FROM queue q WHERE q.company{ready} = $1 AND q.lane = $2 AND q.caller = $3 AND q.state = 'open' AND q.ready = 1 LIMIT 1) IS NULL`
+
+	// The same with the claim of a queue's last send, which is pending still and at $7.
+	queueOff = `, ready = CASE WHEN {mine} AND (SELECT s.pos FROM send s WHERE s.company = $1 AND s.queue = $2 AND s.state = 'pending' AND s.parked = 0 AND s.pos <> $7
+		ORDER BY s.pos LIMIT 1) IS NULL THEN 0 ELSE ready END`
+	shareOff = `, ready = CASE WHEN ` + shareEmpty + ` THEN 0 ELSE ready END`
+)
+
+// What a claim changes in its queue and its share.
+const (
+	claimQueue = `UPDATE queue SET start_tag = $4, head_pos = $5, looked_at = $6, sending = sending + 1`
+	claimShare = `UPDATE share SET start_tag = $5, queue_virtual = $6, served = served + 1`
+
+	thatQueue = ` WHERE company{newest} = $1 AND id{newest} = $2 AND start_tag = $3`
+	thatShare = ` WHERE company{newest} = $1 AND lane{newest} = $2 AND caller{newest caller} = $3 AND start_tag = $4`
+)
+
+// switchOff switches off what the search found empty.
+func (c *claiming) switchOff() {
 	for _, q := range c.emptyQueues {
-		if err := c.switchOffQueue(q.id, q.start); err != nil {
-			return err
-		}
+		c.wrote = true
+		c.t.read(lockQueueMine, nothing, q.id.Company, q.id.Queue, q.start)
+		c.t.write(`UPDATE queue SET ready = 0`+thatQueue+` AND `+queueEmpty, q.id.Company, q.id.Queue, q.start)
 	}
 	for _, s := range c.emptyShares {
-		if err := c.switchOffShare(s.key, s.start); err != nil {
-			return err
-		}
+		c.wrote = true
+		c.t.read(lockShareMine, nothing, s.key.company, s.key.lane, s.key.caller, s.start)
+		c.t.write(`UPDATE share SET ready = 0`+thatShare+` AND `+shareEmpty, s.key.company, s.key.lane, s.key.caller, s.start)
 	}
-	return nil
-}
-
-// switchOffQueue switches off an empty queue. An add that is not committed yet holds the queue, and then it stays on; one
-// that comes later waits, sees it off and switches it on.
-func (c *claiming) switchOffQueue(id QueueID, start int64) error {
-	mine, empty := false, true
-	c.t.read(`SELECT id FROM queue WHERE company{newest} = $1 AND id{newest} = $2 AND start_tag = $3 {all skip}`, yes(&mine), id.Company, id.Queue, start)
-	c.t.read(`SELECT pos FROM send WHERE company = $1 AND queue = $2 AND state = 'pending' AND parked = 0 ORDER BY pos LIMIT 1`,
-		func(scanFunc) error { empty = false; return nil }, id.Company, id.Queue)
-	if err := c.t.flush(); err != nil || !mine || !empty {
-		return err
-	}
-	c.wrote = true
-	c.t.writeOne(`UPDATE queue SET ready = 0 WHERE company{newest} = $1 AND id{newest} = $2 AND start_tag = $3`, id.Company, id.Queue, start)
-	return nil
-}
-
-// switchOffShare does the same with a share that has no queue to look at.
-func (c *claiming) switchOffShare(key looseKey, start int64) error {
-	mine, ready := false, false
-	c.t.read(`SELECT caller FROM share WHERE company{newest} = $1 AND lane{newest} = $2 AND caller{newest caller} = $3 AND start_tag = $4 {all skip}`, yes(&mine), key.company, key.lane, key.caller, start)
-	c.t.read(`SELECT id FROM queue WHERE company{ready} = $1 AND lane = $2 AND caller = $3 AND state = 'open' AND ready = 1 LIMIT 1`,
-		yes(&ready), key.company, key.lane, key.caller)
-	if err := c.t.flush(); err != nil || !mine || ready {
-		return err
-	}
-	c.wrote = true
-	c.t.writeOne(`UPDATE share SET ready = 0 WHERE company{newest} = $1 AND lane{newest} = $2 AND caller{newest caller} = $3 AND start_tag = $4`, key.company, key.lane, key.caller, start)
-	return nil
-}
-
-// yes notes that there was a row.
-func yes(b *bool) func(scanFunc) error {
-	return func(scanFunc) error { *b = true; return nil }
 }
 
 // clear settles lapsed leases and lets stale sends expire.
@@ -548,6 +551,9 @@ type pick struct {
 	send   *Send
 }
 
+// looseKey names the share that it is of.
+func (p *pick) looseKey() looseKey { return looseKey{p.send.ID.Company, p.send.Lane, p.send.Caller} }
+
 // virtualColumns keep the lanes' fair time.
 var virtualColumns = [Bulk + 1]string{Urgent: "urgent_virtual", Normal: "normal_virtual", Bulk: "bulk_virtual"}
 
@@ -564,8 +570,12 @@ func (c *claiming) claim(picks []*pick) {
 		if h.lookedAt < c.believe {
 			lookedAt = c.now
 		}
-		c.t.writeOne(`UPDATE queue SET start_tag = $4, head_pos = $5, looked_at = $6, sending = sending + 1 WHERE company{newest} = $1 AND id{newest} = $2 AND start_tag = $3`,
-			s.ID.Company, s.ID.Queue, h.queue.Start, p.choice.Queue.Start, headPos, lookedAt)
+		off, args := "", []any{s.ID.Company, s.ID.Queue, h.queue.Start, p.choice.Queue.Start, headPos, lookedAt}
+		if h.last {
+			c.t.read(lockQueueMine, nothing, s.ID.Company, s.ID.Queue, h.queue.Start)
+			off, args = queueOff, append(args, s.ID.Pos)
+		}
+		c.t.writeOne(claimQueue+off+thatQueue, args...)
 	}
 	c.writeShares(picks)
 	for _, p := range picks {
@@ -592,13 +602,18 @@ func (c *claiming) claim(picks []*pick) {
 func (c *claiming) writeShares(picks []*pick) {
 	picked, shares := map[looseKey]*pick{}, c.ready
 	for _, p := range picks {
-		key := looseKey{p.send.ID.Company, p.send.Lane, p.send.Caller}
+		key := p.looseKey()
 		picked[key], shares = p, append(shares, key)
 	}
 	slices.SortFunc(shares, compareShares)
 	for _, s := range slices.Compact(shares) {
 		if p := picked[s]; p != nil {
-			c.t.writeOne(`UPDATE share SET start_tag = $5, queue_virtual = $6, served = served + 1 WHERE company{newest} = $1 AND lane{newest} = $2 AND caller{newest caller} = $3 AND start_tag = $4`,
+			off := ""
+			if p.head.last {
+				c.t.read(lockShareMine, nothing, s.company, s.lane, s.caller, p.head.share.Start)
+				off = shareOff
+			}
+			c.t.writeOne(claimShare+off+thatShare,
 				s.company, s.lane, s.caller, p.head.share.Start, p.choice.Share.Start, p.choice.Queue.Virtual)
 		} else {
 			c.t.write(readyShare, s.company, s.lane, s.caller)

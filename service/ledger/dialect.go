@@ -32,6 +32,7 @@ import (
 //	{companies}, {companies lock}, {companies skip}  the companies c in list parameter $1, their newest versions, locked
 //	{companies mine}   of the companies in list parameter $1 those that this transaction has locked by lockCompanies or lockCompaniesSkip
 //	{note locked}      in these, what {companies mine} goes by
+//	{note mine}  with a query mine that locks by {all skip}: whether it got its row, for {mine} of the statements right behind it
 //	{share of f}, {queue of f}, {queue of s}  joins the newest version of f's share x, of f's queue q, of a send's queue q
 //	{amiss}      behind the table send: go through the index of sends that are amiss, which SQLite takes for no better
 //	             than the table
@@ -84,6 +85,7 @@ func newSQLiteDialect() *dialect {
 			"{in 1}", "IN (SELECT value FROM json_each($1))",
 			"{alone}", "$1", "{greatest}", "max", "{newest}", "", "{newest caller}", "", "{ready}", "",
 			"{companies}", sqliteCompanies, "{companies lock}", sqliteCompanies, "{companies skip}", sqliteCompanies, "{companies mine}", sqliteCompanies, "{note locked}", "''",
+			"{note mine}", "count(*)", "{mine}", "1 = 1",
 			"{share of f}", "JOIN share x ON x.company = f.company AND x.lane = f.lane AND x.caller = f.caller",
 			"{queue of f}", "JOIN queue q ON q.company = f.company AND q.id = f.id",
 			"{queue of s}", "JOIN queue q ON "+ownQueue,
@@ -139,6 +141,7 @@ func newPostgresDialect(timeline string) *dialect {
 			"{alone}", "pg_advisory_xact_lock(1784, $1::int)", "{greatest}", "GREATEST", "{newest}", " + 0", "{newest caller}", " || ''", "{ready}", " - 0",
 			"{companies}", postgresCompanies("unnest($1::bigint[])", ""), "{companies lock}", postgresCompanies("unnest($1::bigint[])", "FOR NO KEY UPDATE"),
 			"{companies skip}", postgresCompanies("unnest($1::bigint[])", "FOR NO KEY UPDATE SKIP LOCKED"), "{companies mine}", postgresCompanies(isLocked, ""), "{note locked}", noteLocked,
+			"{note mine}", "set_config('jelou.mine', count(*)::text, true)", "{mine}", "current_setting('jelou.mine', true) = '1'",
 			"{share of f}", `CROSS JOIN LATERAL (SELECT * FROM share w WHERE w.company + 0 = f.company AND w.lane + 0 = f.lane AND w.caller || '' = f.caller
 				ORDER BY w.start_tag DESC LIMIT 1) x`,
 			"{queue of f}", postgresQueue("f.company", "f.id"),

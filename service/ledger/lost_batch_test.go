@@ -17,7 +17,7 @@ func TestLostCommitsOfBatches(t *testing.T) {
 	p.CutCommits(1)
 	b := mustCreate(t, l, newBatch(company))
 	p.CutCommits(1)
-	_, uploader, err := l.OpenBatch(t.Context(), b.ID)
+	_, uploader, err := l.OpenBatch(t.Context(), b.ID, "")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -238,7 +238,7 @@ func (t *tx) lockReplay(r *replaying) error {
 	queues := []QueueID{r.id, {r.id.Company, source}}
 	slices.SortFunc(queues, compareQueues)
 	for _, q := range queues {
-		t.read(`SELECT id FROM queue WHERE company = $1 AND id = $2 {lock}`, func(scanFunc) error { return nil }, q.Company, q.Queue)
+		t.read(`SELECT id FROM queue WHERE company = $1 AND id = $2 {lock}`, nothing, q.Company, q.Queue)
 	}
 	var filter string
 	seen := t.l.seenClaim(r.id.Company) // before it is asked: a claim in between makes both higher

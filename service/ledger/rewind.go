@@ -330,8 +330,8 @@ func lifted(number string) string { return "(" + number + " / 4294967296 + 1) * 
 func (l *Ledger) lift(ctx context.Context) error {
 	err := l.transactAgain(ctx, func(t *tx) error {
 		// Two who lift a sequence at once could set it back.
-		t.read(`SELECT one FROM home {lock}`, func(scanFunc) error { return nil })
-		t.read(l.dialect.liftPositions, func(scanFunc) error { return nil })
+		t.read(`SELECT one FROM home {lock}`, nothing)
+		t.read(l.dialect.liftPositions, nothing)
 		return t.flush()
 	})
 	if err != nil {

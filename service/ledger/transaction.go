@@ -68,6 +68,9 @@ func (t *tx) read(query string, row func(scan scanFunc) error, args ...any) {
 	t.steps = append(t.steps, step{query: query, args: args, row: row})
 }
 
+// nothing is for the rows of a statement that only locks or sets something.
+func nothing(scanFunc) error { return nil }
+
 // write queues a statement that changes any number of rows.
 func (t *tx) write(query string, args ...any) {
 	t.steps = append(t.steps, step{query: query, args: args})
@@ -80,7 +83,7 @@ func (t *tx) writeOne(query string, args ...any) {
 
 // alone keeps others from making companies (0), or a company's shares and queues, until the commit.
 func (t *tx) alone(company int64) {
-	t.read(`SELECT {alone}`, func(scanFunc) error { return nil }, company)
+	t.read(`SELECT {alone}`, nothing, company)
 }
 
 // flush runs what is queued.
