@@ -206,6 +206,7 @@ func (c *company) learn(now time.Time, cl ledger.Claim, d *decision) (time.Time,
 	c.budget, c.claimNo, c.waits = d.budget, d.claimNo, d.waits
 	if cl.Send != nil {
 		c.claimNo = cl.Send.Claim
+		c.waits[cl.Send.Lane] = !cl.Emptied
 		c.flying++
 		c.line.take(*cl.Send)
 	} else if d.read != nil {

@@ -41,7 +41,7 @@ func (l *Ledger) Claim(ctx context.Context, companies []int64, lease time.Durati
 	var c *claiming
 	began := time.Now()
 	err := l.transactSending(ctx, func(t *tx) error {
-		c = &claiming{ground: newGround(t), lease: micros(lease), steps: claimSteps, heads: map[laneKey]*head{}}
+		c = &claiming{ground: newGround(t), lease: micros(lease), steps: claimSteps, heads: map[laneKey]*head{}, emptied: map[int64]bool{}}
 		return c.run(companies, decide)
 	})
 	var lost *commitLostError
@@ -51,6 +51,9 @@ func (l *Ledger) Claim(ctx context.Context, companies []int64, lease time.Durati
 	l.metrics.noteTransaction(ctx, claimOperation, began, err)
 	if err != nil {
 		return nil, err
+	}
+	for i := range c.out {
+		c.out[i].Emptied = c.emptied[c.out[i].Company]
 	}
 	l.publish(c.ground)
 	l.watchHome(ctx, c.companies, c.out)
@@ -72,9 +75,10 @@ type claiming struct {
 	emptyQueues []emptyQueue
 	emptyShares []emptyShare
 	// Shares that what was settled on the way switches on.
-	ready []looseKey
-	wrote bool
-	out   []Claim
+	ready   []looseKey
+	wrote   bool
+	out     []Claim
+	emptied map[int64]bool // companies whose claim left nothing in its lane
 }
 
 type emptyQueue struct {
@@ -587,6 +591,9 @@ func (c *claiming) claim(picks []*pick) {
 			func(scan scanFunc) error { return scan(&s.Body, &s.Traceparent) }, s.ID.Company, s.ID.Queue, s.ID.Pos)
 		c.t.writeOne(`UPDATE company SET claim_no = claim_no + 1, era = $3, pace = $4, `+virtualColumns[s.Lane]+` = $5 WHERE id{newest} = $1 AND era = $2`,
 			s.ID.Company, c.companies[s.ID.Company].era, s.Claim/claimsPerEra, p.choice.Pace, p.choice.Share.Virtual)
+		if p.head.last {
+			c.readEmptied(s)
+		}
 	}
 	for _, p := range picks {
 		if s := p.send; p.choice.RecipientGap > 0 && s.Recipient != "" && s.Lane != Urgent {
@@ -595,6 +602,16 @@ func (c *claiming) claim(picks []*pick) {
 				s.ID.Company, s.Bot, s.Recipient, c.now+micros(p.choice.RecipientGap))
 		}
 	}
+}
+
+// readEmptied queues the reading whether a claim leaves anything in its lane.
+func (c *claiming) readEmptied(s *Send) {
+	c.t.read(`SELECT CASE WHEN EXISTS (SELECT 1 FROM share x WHERE x.company{ready} = $1 AND x.lane = $2 AND x.ready = 1) THEN 0 ELSE 1 END`, func(scan scanFunc) error {
+		var emptied bool
+		err := scan(flag{&emptied})
+		c.emptied[s.ID.Company] = emptied
+		return err
+	}, s.ID.Company, s.Lane)
 }
 
 // writeShares counts the claims to their shares, and switches on those that have something to send again, all in the order

@@ -212,6 +212,7 @@ type Claim struct {
 	Company int64
 	Send    *Send // claimed, with Body; nil when nothing was
 	Busy    bool  // somebody else has the company's lock; look again in a moment
+	Emptied bool  // nothing is left in the lane that was claimed from; a Wake says when there is
 	More    bool  // the bound on work per claim was reached before every lane's head was found; look again at once
 	Rewound bool  // its claim number is lower than one seen before: the ledger went back in time, nothing is claimed
 	Held    bool  // the ledger is held until a person releases it
