@@ -256,7 +256,7 @@ type Config struct {
 	// Replica is unique to this run of this process. Required.
 	Replica string
 
-	Connections int           // in the pool for PostgreSQL, reading for SQLite; zero is 16 and 4
+	Connections int           // in the pool for PostgreSQL, reading for SQLite; zero is 8 and 4
 	OwnerLease  time.Duration // how long a silent replica's own sends live on; zero is 10 s
 	MaxAttempts int           // attempts of a Retry send whose claimant vanished; zero is 5
 	Retention   Retention     // what Run deletes; see there for zero

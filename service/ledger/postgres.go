@@ -129,10 +129,9 @@ func (l *Ledger) openPostgres(ctx context.Context, c Config) error {
 		_, err := conn.PgConn().Exec(ctx, postgresSession).ReadAll()
 		return err
 	}))
-	connections := c.Connections
-	if connections == 0 {
-		connections = 16
-	}
+	// Each connection plans its statements anew, and a replica that starts opens all of them at once. Adds and settles go in groups and
+	// claims two at a time, so more of them carry no more.
+	connections := cmp.Or(c.Connections, 8)
 	l.db.SetMaxOpenConns(connections)
 	l.db.SetMaxIdleConns(connections)
 	l.sending = make(chan struct{}, max(1, connections/2))
