@@ -19,7 +19,7 @@ import (
 
 // admit refuses a send that could not leave in time, or that finds too many before it, and otherwise says how long it will
 // wait. A send that is there already is never refused: deduplication comes first. Nothing is locked for it, so the bounds
-// are soft by the adds in flight.
+// are soft by the adds in flight, and by what other replicas have just stored.
 func (s *core) admit(ctx context.Context, n ledger.NewSend, within time.Duration) (time.Duration, error) {
 	refused, err := s.queueFull(ctx, n, 1)
 	if err != nil {
@@ -116,7 +116,7 @@ func (s *core) queueFull(ctx context.Context, n ledger.NewSend, more int64) (*fa
 	return full, err
 }
 
-// overBound is queueFull by a count, or roughly: by one that may be a second old, and as if twice as many waited.
+// overBound is queueFull by a count, or roughly: by one that may be two seconds old, and as if twice as many waited.
 func (s *core) overBound(ctx context.Context, n ledger.NewSend, more int64, roughly bool) (*fault, error) {
 	mine, inLane, all, err := s.dispatch.Waiting(ctx, n.Company, n.Lane, n.Caller, roughly)
 	if err != nil {

@@ -12,9 +12,9 @@ import (
 const (
 	// lineKept is for how long a count of what waits is as good as new; after it, whoever asks counts again.
 	lineKept = 50 * time.Millisecond
-	// lineStale is for how long a count will do while others are counted.
+	// lineStale is for how long a count will do while others are counted, and for who is far from every bound.
 	lineStale = 2 * time.Second
-	// lineIdle is the same as lineKept for a company in which nothing waits, and for who is far from every bound.
+	// lineIdle is the same as lineKept for a company in which nothing waits.
 	lineIdle = time.Second
 	// addTakes is how long an add may take to be seen by a count.
 	addTakes = 20 * time.Millisecond
@@ -231,7 +231,7 @@ const forever = 100 * 365 * 24 * time.Hour
 // freshen has the line counted when it is no longer as good as new. While too many are counted, an older count will do, up
 // to a bound.
 func (d *Dispatcher) freshen(ctx context.Context, c *company) error {
-	fresh, usable, _ := c.lineAge()
+	fresh, usable := c.lineAge()
 	if fresh {
 		return nil
 	}
@@ -246,25 +246,24 @@ func (d *Dispatcher) freshen(ctx context.Context, c *company) error {
 	}
 	c.counting.Lock() // so that those who come together count once
 	defer c.counting.Unlock()
-	if fresh, _, _ = c.lineAge(); fresh {
+	if fresh, _ = c.lineAge(); fresh {
 		return nil
 	}
 	return d.recount(ctx, c)
 }
 
-// lineAge reports whether the count of what waits is as good as new, whether it will do where too many are counted, and whether
-// it will do for an order of magnitude.
-func (c *company) lineAge() (fresh, usable, rough bool) {
+// lineAge reports whether the count of what waits is as good as new, and whether it will do.
+func (c *company) lineAge() (fresh, usable bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.line.at.IsZero() {
-		return false, false, false
+		return false, false
 	}
 	age, keep := time.Since(c.line.at), lineKept
 	if (c.waits == pace.Lanes{}) && c.line.empty() {
 		keep = lineIdle // what is added meanwhile is known
 	}
-	return age <= keep, age <= lineStale, age <= lineIdle
+	return age <= keep, age <= lineStale
 }
 
 func (d *Dispatcher) recount(ctx context.Context, c *company) error {
@@ -290,13 +289,13 @@ func (d *Dispatcher) Added(companyID int64, lane ledger.Lane, caller string, n i
 }
 
 // Waiting is how many sends wait: of the caller in the lane, in the lane, and in all. Where roughly will do, other replicas' adds and
-// claims of the last second may be missing.
+// claims of the last two seconds may be missing.
 func (d *Dispatcher) Waiting(ctx context.Context, companyID int64, lane ledger.Lane, caller string, roughly bool) (mine, inLane, all int64, err error) {
 	c := d.all()[companyID]
 	if c == nil {
 		return 0, 0, 0, nil
 	}
-	if _, _, rough := c.lineAge(); !roughly || !rough {
+	if _, usable := c.lineAge(); !roughly || !usable {
 		if err := d.freshen(ctx, c); err != nil {
 			return 0, 0, 0, err
 		}

@@ -10,8 +10,8 @@ import (
 )
 
 const (
-	// Rows, queues and shares that one transaction passes over while it looks for heads.
-	claimSteps = 64
+	// Rows, queues and shares that one transaction passes over, roughly, while it looks for heads: one chunk of blocked rows.
+	claimSteps = 32
 	// Rows of a queue that are looked at together once its first one turned out to be blocked.
 	claimChunk = 32
 	// Lapsed leases that one transaction settles.
@@ -106,7 +106,7 @@ type head struct {
 	later    int64 // its recipient got one a moment ago: not before this time
 	busy     bool  // another send to its recipient is on its way
 	stale    bool  // its time or its owner is gone
-	last     bool  // nothing waits behind it in its queue
+	last     bool  // nothing seems to wait behind it in its queue
 }
 
 // headColumns come after recordColumns.
@@ -117,15 +117,13 @@ const headColumns = `, q.weight, q.start_tag, q.head_pos, q.looked_at,
 		OR (SELECT 1 FROM send b WHERE b.company = s.company AND b.bot = s.bot AND b.recipient = s.recipient
 			AND b.parked = 2 AND (b.lane = 1) = (s.lane = 1) LIMIT 1) IS NOT NULL) THEN 1 ELSE 0 END,
 	CASE WHEN s.expire_at <= {now} OR (s.owner IS NOT NULL AND NOT EXISTS (SELECT 1 FROM replica r WHERE r.id = s.owner AND r.alive_until > {now})) THEN 1 ELSE 0 END,
-	COALESCE((SELECT p.until FROM gap p WHERE p.company = s.company AND p.bot = s.bot AND p.recipient = s.recipient AND s.lane <> 1 AND p.until > {now}), 0),
-	CASE WHEN (SELECT z.pos FROM send z WHERE z.company = s.company AND z.queue = s.queue AND z.state = 'pending' AND z.parked = 0 AND z.pos > s.pos
-		ORDER BY z.pos LIMIT 1) IS NULL THEN 1 ELSE 0 END`
+	COALESCE((SELECT p.until FROM gap p WHERE p.company = s.company AND p.bot = s.bot AND p.recipient = s.recipient AND s.lane <> 1 AND p.until > {now}), 0)`
 
 // free reports whether the send may be claimed now.
 func (h *head) free() bool { return !h.busy && !h.stale && h.later == 0 }
 
 func (h *head) scanHead(scan scanFunc, more ...any) error {
-	columns := []any{&h.queue.Weight, &h.queue.Start, &h.headPos, &h.lookedAt, flag{&h.busy}, flag{&h.stale}, &h.later, flag{&h.last}}
+	columns := []any{&h.queue.Weight, &h.queue.Start, &h.headPos, &h.lookedAt, flag{&h.busy}, flag{&h.stale}, &h.later}
 	return h.scan(scan, append(columns, more...)...)
 }
 
@@ -177,7 +175,9 @@ var lookQuery = `WITH share_of AS MATERIALIZED (
 			(SELECT y.pos FROM send y WHERE y.company = f.company AND y.queue = f.id AND y.state = 'pending' AND y.parked = 0
 				AND y.pos >= CASE WHEN q.looked_at < $2 THEN 0 ELSE q.head_pos END ORDER BY y.pos LIMIT 1) AS pos
 		FROM queue_of f {queue of f} WHERE f.id IS NOT NULL
-	) SELECT ` + recordColumns + headColumns + `, q.share_weight, q.share_tag, q.queue_virtual
+	) SELECT ` + recordColumns + headColumns + `, q.share_weight, q.share_tag, q.queue_virtual,
+		CASE WHEN (SELECT y.pos FROM send y WHERE y.company = s.company AND y.queue = s.queue AND y.state = 'pending' AND y.parked = 0 AND y.pos > s.pos
+			ORDER BY y.pos LIMIT 1) IS NULL THEN 1 ELSE 0 END
 	FROM send_of q CROSS JOIN send s WHERE s.company = q.company AND s.queue = q.id AND s.pos = q.pos`
 
 // lapsedQuery asks for leases and not for the state, which have the same rows: so it goes by lease.
@@ -251,7 +251,7 @@ func (c *claiming) look(companies []int64) (map[int64][]Lane, error) {
 	}, list)
 	c.t.read(lookQuery, func(scan scanFunc) error {
 		h := &head{}
-		err := h.scanHead(scan, &h.share.Weight, &h.share.Start, &h.queue.Virtual)
+		err := h.scanHead(scan, &h.share.Weight, &h.share.Start, &h.queue.Virtual, flag{&h.last})
 		c.heads[laneKey{h.ID.Company, h.Lane}] = h
 		return err
 	}, list, c.believe)
@@ -383,6 +383,7 @@ func (c *claiming) searchQueue(id QueueID, q *head, share Tag) (empty, over bool
 		}
 		if free := c.passOver(rows); free != nil {
 			free.share, free.queue.Virtual = share, share.Virtual
+			free.last = free == rows[len(rows)-1] && len(rows) < claimChunk
 			c.heads[laneKey{free.ID.Company, free.Lane}] = free
 			return false, true, nil
 		}
@@ -431,7 +432,8 @@ func (c *claiming) delay(h *head) {
 // What is empty is switched off, so that no claim looks at it again. An add that is not committed yet holds its queue and its
 // share, and then they stay on; one that comes later waits, sees them off and switches them on. So they are taken from adds
 // first, where nobody has them, and whether they are empty is asked in a statement behind that, which sees what was added before.
-// That waits for nobody; and an add that waits for it has nothing but shared locks, for which nobody here waits.
+// Taking them waits for nobody. It has its place in the order of locks; and an add that waits for a queue that was taken so has
+// only {share} locks so far, for which no claim waits.
 const (
 	lockQueueMine = `WITH mine AS MATERIALIZED (SELECT id FROM queue` + thatQueue + ` {all skip}) SELECT {note mine} FROM mine`
 	lockShareMine = `WITH mine AS MATERIALIZED (SELECT caller FROM share` + thatShare + ` {all skip}) SELECT {note mine} FROM mine`

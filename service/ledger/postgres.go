@@ -16,7 +16,8 @@ import (
 
 // postgresSession bounds how long a replica that freezes keeps a company locked, and how long a statement may wait.
 // Statements here are look-ups by key in small transactions, and their plans are cached, maybe from when the tables were
-// empty; so joins are made in the order in which they are written and through indexes. They are set by SET and not as
+// empty; so joins are made in the order in which they are written and through indexes, in their order where they have it: few rows
+// of many versions look cheap to sort, and all versions would be read for it. They are set by SET and not as
 // startup parameters, which poolers refuse.
 const postgresSession = `
 SET idle_in_transaction_session_timeout = '2s';
@@ -30,7 +31,8 @@ SET from_collapse_limit = 1;
 SET enable_hashjoin = off;
 SET enable_mergejoin = off;
 SET enable_seqscan = off;
-SET enable_bitmapscan = off`
+SET enable_bitmapscan = off;
+SET enable_sort = off`
 
 // postgresConfig reads a connection string and adds the settings that every connection here has.
 func postgresConfig(dsn, name string) (*pgx.ConnConfig, error) {
