@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc"
@@ -19,7 +20,7 @@ import (
 
 // admit refuses a send that could not leave in time, or that finds too many before it, and otherwise says how long it will
 // wait. A send that is there already is never refused: deduplication comes first. Nothing is locked for it, so the bounds
-// are soft by the adds in flight, and by what other replicas have just stored.
+// are soft by the adds in flight.
 func (s *core) admit(ctx context.Context, n ledger.NewSend, within time.Duration) (time.Duration, error) {
 	refused, err := s.queueFull(ctx, n, 1)
 	if err != nil {
@@ -106,39 +107,49 @@ func (s *core) missesDeadline(companyID int64, wait, within time.Duration) *faul
 // minRetryAfter keeps refused callers from coming back at once.
 const minRetryAfter = 200 * time.Millisecond
 
-// queueFull says when more sends may be stored, where too many wait already. What was counted a moment ago will do where there
-// is room for twice as many: the count should not cost more than what is stored.
+// queueFull says when more sends may be stored, where too many wait already. What was counted a moment ago will do as long as every
+// bound is far: to count anew for each send should not cost more than to store it.
 func (s *core) queueFull(ctx context.Context, n ledger.NewSend, more int64) (*fault, error) {
-	full, err := s.overBound(ctx, n, more, true)
-	if full != nil && err == nil {
-		full, err = s.overBound(ctx, n, more, false)
+	rough, err := s.waitingBounds(ctx, n, true)
+	if err != nil || !slices.ContainsFunc(rough, func(b waitingBound) bool { return !b.far(more, s.dispatch.Replicas()) }) {
+		return nil, err
 	}
-	return full, err
+	counted, err := s.waitingBounds(ctx, n, false)
+	if err != nil {
+		return nil, err
+	}
+	for _, b := range counted {
+		if over := b.waiting + more - b.most; over > 0 {
+			f := newFault(facadev1.ErrorReason_QUEUE_FULL, "%d sends %s wait, and %d may; nothing was stored", b.waiting, b.of, b.most)
+			f.retryAfter = min(max(s.dispatch.Drains(n.Company, over), minRetryAfter), maxRetryAfter)
+			return f, nil
+		}
+	}
+	return nil, nil
 }
 
-// overBound is queueFull by a count, or roughly: by one that may be two seconds old, and as if twice as many waited.
-func (s *core) overBound(ctx context.Context, n ledger.NewSend, more int64, roughly bool) (*fault, error) {
+// waitingBound is how many sends of a kind wait, and how many may.
+type waitingBound struct {
+	of            string
+	waiting, most int64
+}
+
+// far reports whether the bound is so far for one of so many replicas that it need not know what the others have just stored:
+// each knows what it stored itself, so as long as none stores more than this they stay within the bound together.
+func (b waitingBound) far(more, replicas int64) bool { return b.waiting+more <= b.most/(replicas+1) }
+
+// waitingBounds are the bounds on a new send, by what was counted now, or roughly in the last two seconds.
+func (s *core) waitingBounds(ctx context.Context, n ledger.NewSend, roughly bool) ([]waitingBound, error) {
 	mine, inLane, all, err := s.dispatch.Waiting(ctx, n.Company, n.Lane, n.Caller, roughly)
 	if err != nil {
 		return nil, err
 	}
 	bounds := s.settings.Load().Bounds
-	for _, b := range []struct {
-		of             string
-		waiting, bound int64
-	}{{"of this caller in the lane", mine, orDefault(callerOf(ctx).MostWaiting(), bounds.Caller)}, {"in the lane", inLane, bounds.Lane}, {"of the company", all, bounds.Company}} {
-		over := b.waiting + more - b.bound
-		if roughly {
-			over += b.waiting + more
-		}
-		if b.bound == 0 || over <= 0 {
-			continue
-		}
-		f := newFault(facadev1.ErrorReason_QUEUE_FULL, "%d sends %s wait, and %d may; nothing was stored", b.waiting, b.of, b.bound)
-		f.retryAfter = min(max(s.dispatch.Drains(n.Company, over), minRetryAfter), maxRetryAfter)
-		return f, nil
-	}
-	return nil, nil
+	return slices.DeleteFunc([]waitingBound{
+		{"of this caller in the lane", mine, orDefault(callerOf(ctx).MostWaiting(), bounds.Caller)},
+		{"in the lane", inLane, bounds.Lane},
+		{"of the company", all, bounds.Company},
+	}, func(b waitingBound) bool { return b.most == 0 }), nil
 }
 
 // maxRetryAfter is for who waits behind a very long line: it may be cancelled, too.

@@ -13,3 +13,8 @@ func Reasons() []string {
 
 // RefusedCredentials is how many credentials were refused, by reason.
 func (s *Server) RefusedCredentials() map[caller.Reason]int64 { return s.doors.refusals() }
+
+// FarFromBound reports whether a replica that knows of so many waiting sends stores one more without counting anew.
+func FarFromBound(waiting, most, replicas int64) bool {
+	return waitingBound{waiting: waiting, most: most}.far(1, replicas)
+}

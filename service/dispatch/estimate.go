@@ -318,6 +318,9 @@ func (d *Dispatcher) Waiting(ctx context.Context, companyID int64, lane ledger.L
 	return mine, inLane, all, nil
 }
 
+// Replicas is how many replicas are alive, as far as this one knows.
+func (d *Dispatcher) Replicas() int64 { return d.replicas.Load() }
+
 // maxPromised bounds the promises that are kept of a company.
 const maxPromised = 1024
 
