@@ -62,16 +62,21 @@ func pages(t *testing.T) []string {
 	return found
 }
 
-// blocks are the indented ones of a page, and the fenced ones that name no other language than a shell's.
-func blocks(t *testing.T, page string) []block {
+func read(t *testing.T, page string) string {
 	t.Helper()
 	text, err := os.ReadFile(page)
 	if err != nil {
 		t.Fatal(err)
 	}
+	return string(text)
+}
+
+// blocks are the indented ones of a page, and the fenced ones that name no other language than a shell's.
+func blocks(t *testing.T, page string) []block {
+	t.Helper()
 	var found []block
 	fence, open := "", false
-	for i, line := range strings.Split(string(text), "\n") {
+	for i, line := range strings.Split(read(t, page), "\n") {
 		language, marks := strings.CutPrefix(strings.TrimSpace(line), "```")
 		if marks && fence == "" {
 			fence, open = "```"+language, false
@@ -266,11 +271,7 @@ var (
 func TestLinks(t *testing.T) {
 	links := 0
 	for _, page := range pages(t) {
-		text, err := os.ReadFile(page)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, found := range link.FindAllStringSubmatch(string(text), -1) {
+		for _, found := range link.FindAllStringSubmatch(read(t, page), -1) {
 			if strings.Contains(found[1], "://") {
 				continue
 			}
@@ -292,12 +293,8 @@ func TestLinks(t *testing.T) {
 // anchors are the names that GitHub gives the headings of a page.
 func anchors(t *testing.T, page string) []string {
 	t.Helper()
-	text, err := os.ReadFile(page)
-	if err != nil {
-		t.Fatal(err)
-	}
 	var found []string
-	for _, h := range heading.FindAllStringSubmatch(string(text), -1) {
+	for _, h := range heading.FindAllStringSubmatch(read(t, page), -1) {
 		found = append(found, strings.ReplaceAll(dropped.ReplaceAllString(strings.ToLower(h[1]), ""), " ", "-"))
 	}
 	return found

@@ -1,28 +1,13 @@
 // node docs-page.mjs CHROMIUM BIN PNG holds /docs of BIN/jelou-facade to what a person needs of it, and takes a picture of it.
 import assert from 'node:assert/strict';
-import { execFileSync, spawn } from 'node:child_process';
+import { execFileSync } from 'node:child_process';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { createInterface } from 'node:readline';
-import { launch } from './launch.mjs';
+import { launch, serve } from './launch.mjs';
 
 const [executablePath, bin, path] = process.argv.slice(2);
 const facade = join(bin, 'jelou-facade');
-
-// serve starts a server on free ports and calls use with the address of its REST side.
-async function serve(args, use) {
-  const server = spawn(facade, ['serve', '--grpc-addr', '127.0.0.1:0', '--http-addr', '127.0.0.1:0', ...args], { stdio: ['ignore', 'pipe', 'inherit'] });
-  try {
-    for await (const line of createInterface({ input: server.stdout })) {
-      const found = line.match(/REST +(http:\S+)/);
-      if (found) return await use(found[1]);
-    }
-    throw new Error('the server ended before it said where it listens');
-  } finally {
-    if (server.kill()) await new Promise((ended) => (server.exitCode === null ? server.once('exit', ended) : ended()));
-  }
-}
 
 const browser = await launch(executablePath);
 
@@ -60,7 +45,7 @@ async function execute(page, operation, body) {
 
 const folder = mkdtempSync(join(tmpdir(), 'docs-page-'));
 try {
-  await serve(['--sandbox'], async (rest) => {
+  await serve(facade, ['--sandbox'], 'REST', async (rest) => {
     const { page, wrong, address } = await open(rest);
     const { paths } = await (await fetch(`${rest}/openapi.json`)).json();
     const operations = Object.values(paths).flatMap((methods) => Object.values(methods).map((operation) => operation.operationId));
@@ -92,7 +77,7 @@ ledger: {path: ledger.db}
 companies: [{id: shop, base_url: "http://127.0.0.1:9", client_id_file: id, client_secret_file: id, bots: [demo]}]
 callers: [{name: orders, keys: [{sha256: ${hash}}], companies: [shop]}]
 `);
-  await serve(['--config', join(folder, 'facade.yaml')], async (rest) => {
+  await serve(facade, ['--config', join(folder, 'facade.yaml')], 'REST', async (rest) => {
     const { page, wrong } = await open(rest);
     const without = await execute(page, 'GetCapacity');
     assert.equal(without.status, 401, without.answer);

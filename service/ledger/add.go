@@ -726,7 +726,7 @@ func (l *Ledger) findAdded(ctx context.Context, a *adding, lost error) error {
 				t.alone(key.company)
 			}
 			for _, id := range a.order {
-				t.read(`SELECT id FROM queue WHERE company = $1 AND id = $2 {all}`, nothing, id.Company, id.Queue)
+				t.lockFromAdds(QueueID{id.Company, id.Queue})
 			}
 			for _, w := range a.work {
 				t.read(`SELECT company, queue, pos FROM send WHERE company = $1 AND queue = $2 AND pos = $3 AND accepted_at = $4`,
@@ -758,7 +758,7 @@ func (l *Ledger) FindAdded(ctx context.Context, id ID) (Send, error) {
 	err := l.transact(ctx, confirming(func(t *tx) error {
 		r = record{}
 		t.alone(id.Company) // it may have made the queue, too
-		t.read(`SELECT id FROM queue WHERE company = $1 AND id = $2 {all}`, nothing, id.Company, id.Queue)
+		t.lockFromAdds(QueueID{id.Company, id.Queue})
 		t.read(getQuery, func(scan scanFunc) error { return r.scan(scan) }, id.Company, id.Queue, id.Pos)
 		return t.flush()
 	}))

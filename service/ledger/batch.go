@@ -167,6 +167,11 @@ func (t *tx) readBatch(id QueueID, b *batchRow, found *bool) {
 	}, id.Company, id.Queue)
 }
 
+// lockFromAdds queues the lock of a queue that waits for adds in flight and lets none begin.
+func (t *tx) lockFromAdds(id QueueID) {
+	t.read(`SELECT id FROM queue WHERE company = $1 AND id = $2 {all}`, nothing, id.Company, id.Queue)
+}
+
 // transactAgain is transact for transactions that may be run twice: after the answer to a commit was lost it is run
 // again, waits where the lost one still has its locks, and finds what that one did.
 func (l *Ledger) transactAgain(ctx context.Context, fn func(t *tx) error) error {
@@ -213,7 +218,7 @@ func (l *Ledger) CreateSealedBatch(ctx context.Context, n NewBatch, items []NewS
 			items[i].Queue = row.ID.Queue
 		}
 		// One that was left open by a version that stored it piece by piece: nobody else may be at it.
-		t.read(`SELECT id FROM queue WHERE company = $1 AND id = $2 {all}`, nothing, row.ID.Company, row.ID.Queue)
+		t.lockFromAdds(row.ID)
 		work, added := additions(items)
 		a = newAdding(t, work)
 		if err := a.run(); err != nil {
@@ -305,7 +310,7 @@ func (l *Ledger) changeBatch(ctx context.Context, id QueueID, claims bool, chang
 		if claims {
 			g.lockCompanies(lockCompanies, []int64{id.Company})
 		}
-		t.read(`SELECT id FROM queue WHERE company = $1 AND id = $2 {all}`, nothing, id.Company, id.Queue)
+		t.lockFromAdds(id)
 		t.readBatch(id, &b, &found)
 		if err := t.flush(); err != nil {
 			return err
@@ -340,7 +345,7 @@ func (l *Ledger) OpenBatch(ctx context.Context, id QueueID, caller string) (b Ba
 	found := false
 	err = l.transactAgain(ctx, func(t *tx) error {
 		found = false
-		t.read(`SELECT id FROM queue WHERE company = $1 AND id = $2 {all}`, nothing, id.Company, id.Queue)
+		t.lockFromAdds(id)
 		t.write(`UPDATE queue SET uploader = uploader + 1, uploaded_at = {now}
 			WHERE company = $1 AND id = $2 AND batch + 0 = 1 AND dropped_result = 0 AND CAST($3 AS TEXT) IN ('', caller)`, id.Company, id.Queue, caller)
 		t.readBatch(id, &row, &found)

@@ -438,12 +438,13 @@ const (
 	lockQueueMine = `WITH mine AS MATERIALIZED (SELECT id FROM queue` + thatQueue + ` {all skip}) SELECT {note mine} FROM mine`
 	lockShareMine = `WITH mine AS MATERIALIZED (SELECT caller FROM share` + thatShare + ` {all skip}) SELECT {note mine} FROM mine`
 
-	queueEmpty = `{mine} AND (SELECT s.pos FROM send s WHERE s.company = $1 AND s.queue = $2 AND s.state = 'pending' AND s.parked = 0 ORDER BY s.pos LIMIT 1) IS NULL`
+	waitingIn  = `(SELECT s.pos FROM send s WHERE s.company = $1 AND s.queue = $2 AND s.state = 'pending' AND s.parked = 0`
+	isNone     = ` ORDER BY s.pos LIMIT 1) IS NULL`
+	queueEmpty = `{mine} AND ` + waitingIn + isNone
 	shareEmpty = `{mine} AND (SELECT q.id FROM queue q WHERE q.company{ready} = $1 AND q.lane = $2 AND q.caller = $3 AND q.state = 'open' AND q.ready = 1 LIMIT 1) IS NULL`
 
 	// The same with the claim of a queue's last send, which is pending still and at $7.
-	queueOff = `, ready = CASE WHEN {mine} AND (SELECT s.pos FROM send s WHERE s.company = $1 AND s.queue = $2 AND s.state = 'pending' AND s.parked = 0 AND s.pos <> $7
-		ORDER BY s.pos LIMIT 1) IS NULL THEN 0 ELSE ready END`
+	queueOff = `, ready = CASE WHEN {mine} AND ` + waitingIn + ` AND s.pos <> $7` + isNone + ` THEN 0 ELSE ready END`
 	shareOff = `, ready = CASE WHEN ` + shareEmpty + ` THEN 0 ELSE ready END`
 )
 

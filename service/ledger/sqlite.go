@@ -1,6 +1,7 @@
 package ledger
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"database/sql/driver"
@@ -94,10 +95,7 @@ func (l *Ledger) openSQLite(ctx context.Context, c Config) error {
 		return err
 	}
 	l.db = sql.OpenDB(reading)
-	connections := c.Connections
-	if connections == 0 {
-		connections = 4
-	}
+	connections := cmp.Or(c.Connections, 4)
 	l.db.SetMaxOpenConns(connections)
 	l.db.SetMaxIdleConns(connections)
 	return l.db.PingContext(ctx)
